@@ -1,0 +1,85 @@
+"""Toque: durable workflows for Python on NATS JetStream and LMDB. Everything that users import is here."""
+
+from __future__ import annotations
+
+from toque.client import BatchResult, Client, Instance, InstanceStatus, NewInstance, TlsFiles
+from toque.errors import (
+    AppError,
+    BrokerUnavailable,
+    DeterminismError,
+    InstanceEnded,
+    InstanceErrored,
+    InstanceExists,
+    InstanceFailed,
+    InstanceNotFound,
+    InstanceTerminated,
+    InvalidDuration,
+    InvalidName,
+    InvalidPayload,
+    LostRace,
+    MisuseError,
+    NonRetryableError,
+    OwnerAway,
+    PayloadTooLarge,
+    QueueFull,
+    ResultTimeout,
+    SetupError,
+    StepError,
+    StepFailed,
+    StepTimeout,
+    ToqueError,
+    Unavailable,
+    UnknownWorkflow,
+    UsageError,
+)
+from toque.sync_client import SyncClient, SyncInstance
+from toque.workflow import Retries, Step, StepContext, Workflow, WorkflowEvent
+
+__all__ = [  # noqa: RUF022  # grouped by use, not by letter
+    # writing workflows
+    "Workflow",
+    "WorkflowEvent",
+    "Step",
+    "StepContext",
+    "Retries",
+    # creating and asking
+    "Client",
+    "Instance",
+    "SyncClient",
+    "SyncInstance",
+    "InstanceStatus",
+    "NewInstance",
+    "BatchResult",
+    "TlsFiles",
+    # raised by callbacks
+    "NonRetryableError",
+    # caught in run()
+    "StepError",
+    "StepFailed",
+    "StepTimeout",
+    # caught around the client
+    "ToqueError",
+    "UsageError",
+    "InvalidName",
+    "InvalidDuration",
+    "InvalidPayload",
+    "PayloadTooLarge",
+    "AppError",
+    "MisuseError",
+    "LostRace",
+    "InstanceExists",
+    "InstanceNotFound",
+    "InstanceEnded",
+    "Unavailable",
+    "OwnerAway",
+    "BrokerUnavailable",
+    "ResultTimeout",
+    "QueueFull",
+    "UnknownWorkflow",
+    "SetupError",
+    "InstanceFailed",
+    "InstanceErrored",
+    "InstanceTerminated",
+    # seen in an instance that is held
+    "DeterminismError",
+]

@@ -1,0 +1,218 @@
+"""The requests and answers between clients and pods. JSON or msgpack: an answer comes in the encoding of its request.
+
+Times are milliseconds of broker time since the epoch; 0 means "not yet".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+LONG_POLL_S_MAX = 5.0
+
+
+class InstanceRequest(msgspec.Struct, omit_defaults=True):
+    """Of `status`, `describe`, `wait`, `exists` and `terminate`."""
+
+    workflow: str
+    id: str
+    request: str = ""  # the caller's own id of this operation, the same in every repeat (protocol rule 22)
+    wait_s: float = 0.0  # `wait`: how long the owner may hold the answer back, at most LONG_POLL_S_MAX
+    nonce: str = ""  # `exists`: the creation's own nonce
+
+
+class ListRequest(msgspec.Struct, omit_defaults=True):
+    """Of `list`: one page of one station, in order of admission."""
+
+    workflow: str = ""
+    status: str = ""
+    after: int = 0
+    limit: int = 100
+
+
+class ErrorView(msgspec.Struct, omit_defaults=True):
+    """A recorded failure."""
+
+    type: str
+    message: str = ""
+    traceback: str = ""
+
+
+class InstanceView(msgspec.Struct, omit_defaults=True):
+    """An instance as its owner sees it."""
+
+    workflow: str
+    id: str
+    status: str
+    run: int = 1
+    created_at: int = 0
+    admitted_at: int = 0
+    ended_at: int = 0
+    wake_at: int = 0
+    station: str = ""
+    pod: str = ""
+    blocked_on: str = ""
+    output: msgspec.Raw = msgspec.Raw(b"")  # in the answer's encoding; empty unless complete
+    error: ErrorView | None = None
+
+
+class StepView(msgspec.Struct, omit_defaults=True):
+    """A step as recorded: running steps without a record are not in the list."""
+
+    kind: str
+    name: str
+    occurrence: int
+    status: str  # complete | failed | retrying | sleeping
+    attempts: int = 0
+    started_at: int = 0
+    ended_at: int = 0
+    due: int = 0
+    error: ErrorView | None = None
+    output: msgspec.Raw = msgspec.Raw(b"")
+
+
+class DescribeView(msgspec.Struct, omit_defaults=True):
+    """`describe`: the instance, its params and its steps in the order they were recorded."""
+
+    instance: InstanceView
+    steps: list[StepView]
+    params: msgspec.Raw = msgspec.Raw(b"")
+    interruptions: int = 0
+
+
+class ListPage(msgspec.Struct, omit_defaults=True):
+    """`list`: rows and the `after` of the next page (0 = this was the last)."""
+
+    rows: list[InstanceView]
+    next: int = 0
+
+
+class QueueView(msgspec.Struct, omit_defaults=True):
+    """One workflow's queue at one station, as its owner sees it."""
+
+    workflow: str
+    committed: int  # queue sequence up to which all is admitted, dropped or parked
+    prefetched: int = 0  # pulled, not admitted yet
+    counts: dict[str, int] = {}  # instances per status
+    purgeable: int = 0  # messages at or below `committed` that still lie in the stream: no longer queued
+
+
+class StationView(msgspec.Struct, omit_defaults=True):
+    """`report` of a station."""
+
+    station: str
+    pod: str
+    session: str
+    epoch: int
+    group: int
+    instances: int  # live
+    in_memory: int
+    sequence: int  # of the station's last journal message
+    restored_ms: int = 0
+    queues: list[QueueView] = []
+
+
+class PodView(msgspec.Struct, omit_defaults=True):
+    """A pod's answer to `pods.report`."""
+
+    pod: str
+    session: str
+    stations: list[str]
+    slots_leased: int
+    slots_in_use: int
+    slots_wanted: int
+    loop_lag_ms: float
+    workflows: dict[str, str]  # name → version
+    started_at: int = 0
+    journal: str = "ok"  # "ok", or what is wrong with it
+    threads_in_use: int = 0
+    pid: int = 0
+    host: str = ""
+    memory_bytes: int = 0
+
+
+class Answer(msgspec.Struct, omit_defaults=True):
+    """What a station's owner answers. Clients ignore an epoch lower than the highest seen for the station."""
+
+    epoch: int
+    code: str = "ok"  # ok | retry | moved | not_found | exists | ended | refused
+    message: str = ""
+    value: msgspec.Raw = msgspec.Raw(b"")
+
+
+class LeaseRequest(msgspec.Struct, omit_defaults=True):
+    """A session asks the Gatekeeper: `demand` slots for work it sees, `wanted` with some spare ones on top.
+
+    `ceiling` is what the pod holds itself to now: never above what it was granted, and already lowered when it is less.
+    """
+
+    session: str
+    number: int
+    demand: int
+    wanted: int
+    ceiling: int
+
+
+class LeaseAnswer(msgspec.Struct, omit_defaults=True):
+    """The absolute number of slots; `target` below `slots` asks the pod to lower its ceiling and report."""
+
+    epoch: int
+    slots: int
+    target: int
+    code: str = "ok"  # ok | retry | unknown_session
+
+
+class AccountRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The account's record in the control bucket."""
+
+    name: str
+    format: int = 1
+    max_concurrent: int = 50_000
+    start_rate: float = 0.0  # instances per second; 0 = unlimited
+    queue_limit: int = 2_000_000
+    stations: int = 8
+    ttl_s: float = 10.0
+    replicas: int = 1
+
+
+class Layout(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """Generations of stations: the newest last."""
+
+    format: int = 1
+    generations: list[tuple[int, int]] = []  # (generation, number of stations)
+
+
+class SessionRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """A session's key in the control bucket. `ended` is written once, by whoever ends it."""
+
+    pod: str
+    session: str
+    started_at: int = 0
+    ttl_s: float = 10.0
+    workflows: dict[str, str] = {}
+    stations: list[str] = []
+    leaving: bool = False  # it hands its stations over and takes no more
+    ended: str = ""  # "", or why: "left", "expired", "dead"
+    ended_by: str = ""
+
+
+class CreateItem(msgspec.Struct):
+    """One creation of a batch, as the client holds it."""
+
+    id: str
+    nonce: str
+    body: bytes
+
+
+_json_encoder = msgspec.json.Encoder()
+_msgpack_encoder = msgspec.msgpack.Encoder()
+
+
+def is_json(body: bytes) -> bool:
+    """Requests are objects, so JSON starts with a brace; an empty request is JSON too."""
+    return not body or body[:1] in b"{ \n\r\t"
+
+
+def encode(value: Any, *, json: bool) -> bytes:
+    return _json_encoder.encode(value) if json else _msgpack_encoder.encode(value)

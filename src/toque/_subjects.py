@@ -1,0 +1,143 @@
+"""Builds every subject, stream name and header name of Toque; `subjects.md` describes them, a test compares.
+
+Names are checked before they get here (`toque._names`), so they are legal NATS tokens as they stand.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+GROUP_HEADER = "Toque-Group"  # of a journal message: "<epoch> <session> <group> <crc32>"
+NONCE_HEADER = "Toque-Nonce"  # of a creation: tells two creations of one id apart
+CONTENT_TYPE_HEADER = "Content-Type"  # of a creation: application/json (default) or application/msgpack
+REASON_HEADER = "Toque-Reason"  # of a parked message: why
+ORIGIN_HEADER = "Toque-Subject"  # of a parked message: the subject it was stored under
+EXPECTED_LAST_HEADER = "Nats-Expected-Last-Subject-Sequence"
+TTL_HEADER = "Nats-TTL"
+MARKER_HEADER = "Nats-Marker-Reason"  # set by the server on an expiry marker
+BATCH_ID_HEADER = "Nats-Batch-Id"
+BATCH_SEQUENCE_HEADER = "Nats-Batch-Sequence"
+BATCH_COMMIT_HEADER = "Nats-Batch-Commit"
+
+FIRST_GENERATION = 1
+
+
+class StationId(NamedTuple):
+    """A station: its generation and its number in it, counted from 0."""
+
+    generation: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.generation}.{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> StationId:
+        generation, _, number = text.partition(".")
+        return cls(int(generation), int(number))
+
+
+def station_number(instance_id: str, stations: int) -> int:
+    """The station of an id: FNV-1a 32 modulo the number of stations, as the server's `partition()` computes it."""
+    h = 2166136261
+    for byte in instance_id.encode():
+        h = ((h ^ byte) * 16777619) & 0xFFFFFFFF
+    return h % stations
+
+
+# -- creation and queue ------------------------------------------------------------------------------------------------
+
+def create(account: str, workflow: str, instance_id: str) -> str:
+    return f"toque.{account}.create.{workflow}.{instance_id}"
+
+
+def queue_prefix(account: str, workflow: str, station: StationId) -> str:
+    return f"toque.{account}.queue.{workflow}.{station}"
+
+
+def queue(account: str, workflow: str, station: StationId, instance_id: str) -> str:
+    return f"toque.{account}.queue.{workflow}.{station}.{instance_id}"
+
+
+class QueueToken(NamedTuple):
+    """What a queue subject says."""
+
+    workflow: str
+    station: StationId
+    instance_id: str
+
+
+def parse_queue(subject: str) -> QueueToken:
+    tokens = subject.split(".", 6)
+    return QueueToken(tokens[3], StationId(int(tokens[4]), int(tokens[5])), tokens[6])
+
+
+def queue_transform(account: str, workflow: str, generation: int, stations: int) -> dict[str, str]:
+    """The stream's subject transform: what makes a plain publish land at the id's station."""
+    return {
+        "src": f"toque.{account}.create.{workflow}.*",
+        "dest": f"toque.{account}.queue.{workflow}.{generation}.{{{{partition({stations},1)}}}}.{{{{wildcard(1)}}}}",
+    }
+
+
+# -- journal, control bucket, parked messages --------------------------------------------------------------------------
+
+def journal(account: str, station: StationId) -> str:
+    return f"toque.{account}.journal.{station}"
+
+
+def control_account(account: str) -> str:
+    return f"toque.{account}.control.account"
+
+
+def control_layout(account: str) -> str:
+    return f"toque.{account}.control.layout"
+
+
+def control_session(account: str, session: str) -> str:
+    return f"toque.{account}.control.session.{session}"
+
+
+def dead(account: str, kind: str, workflow: str) -> str:
+    return f"toque.{account}.dead.{kind}.{workflow}"
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+def station_request(account: str, station: StationId, operation: str) -> str:
+    return f"toque.{account}.station.{station}.{operation}"
+
+
+def gatekeeper(account: str) -> str:
+    return f"toque.{account}.gatekeeper.lease"
+
+
+def gatekeeper_nudge(account: str) -> str:
+    return f"toque.{account}.gatekeeper.nudge"
+
+
+def pods(account: str) -> str:
+    return f"toque.{account}.pods.report"
+
+
+def released(account: str) -> str:
+    return f"toque.{account}.pods.released"
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+# '+' cannot occur in an account or workflow name, so the parts of a stream name never run into each other.
+
+def queue_stream(account: str, workflow: str) -> str:
+    return f"toque+{account}+queue+{workflow}"
+
+
+def journal_stream(account: str) -> str:
+    return f"toque+{account}+journal"
+
+
+def control_stream(account: str) -> str:
+    return f"toque+{account}+control"
+
+
+def dead_stream(account: str) -> str:
+    return f"toque+{account}+dead"

@@ -1,0 +1,305 @@
+"""`toque instances`: list, describe, watch and terminate."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import msgspec
+from typer import Argument, Option
+
+from toque import _payload
+from toque._protocol import DescribeView, ErrorView, InstanceView, StepView
+from toque.cli.connection import Connection
+from toque.cli.output import (
+    EXIT_FAILED,
+    EXIT_OK,
+    Format,
+    one_line,
+    report_error,
+    say,
+    show_fields,
+    show_json,
+    show_table,
+    time_text,
+)
+from toque.client import ENDED, Client, Instance, InstanceStatus
+from toque.errors import InstanceNotFound, LostRace, OwnerAway, UsageError
+
+SCANNED_MAX: Final = 100_000  # instances looked at for the newest ones: lists come oldest first
+LATEST: Final = "latest"
+WATCH_S: Final = 0.2
+AWAY_S_MAX: Final = 60.0  # how long `watch` outlasts owners that do not answer
+TIME_FIELDS: Final = frozenset({"created_at", "admitted_at", "ended_at", "wake_at", "started_at", "due"})
+
+OutputOption = Annotated[Format, Option("--output", "-o", help="form of the report")]
+WorkflowOption = Annotated[str | None, Option("--workflow", "-w", metavar="NAME", help="only of this workflow")]
+IdArgument = Annotated[str, Argument(metavar="ID", help=f"id of the instance, or `{LATEST}`")]
+
+
+# -- list --------------------------------------------------------------------------------------------------------------
+
+async def list_instances(
+        connection: Connection, workflow: WorkflowOption = None,
+        status: Annotated[str | None, Option(
+            "--status", metavar="STATUS", help="running, waiting, complete, errored or terminated")] = None,
+        limit: Annotated[int, Option("--limit", metavar="N", min=1, help="show the newest so many")] = 50,
+        output: OutputOption = Format.TABLE) -> int:
+    """List instances, the newest first. Queued ones are not listed, only counted: `toque queues`.
+
+    Example: toque instances list --workflow census --status errored -o json
+    """
+    async with connection.client() as client:
+        rows = await _newest(client, workflow, status, limit)
+    if output is Format.JSON:
+        show_json([_row(row) for row in rows])
+    elif not rows:
+        say("no instances" + (" like that" if workflow or status else "") +
+            "; create one with `toque trigger WORKFLOW '{…}'`, or see `toque queues` for those that wait for a pod")
+    else:
+        show_table(["id", "workflow", "status", "created", "ended", "pod", "note"], [_cells(row) for row in rows])
+    return EXIT_OK
+
+
+def _row(row: InstanceStatus) -> dict[str, Any]:
+    values = {field.name: getattr(row, field.name) for field in fields(row)}
+    return {**values, "output": None if row.output is None else as_json(row.output)}
+
+
+def _cells(row: InstanceStatus) -> list[object]:
+    return [row.id, row.workflow, row.status, time_text(row.created_at), time_text(row.ended_at), row.pod, _note(row)]
+
+
+def _note(row: InstanceStatus) -> str:
+    return _error_text(row.error) or (f"blocked on {row.blocked_on}" if row.blocked_on else "")
+
+
+async def _newest(client: Client, workflow: str | None, status: str | None, limit: int) -> list[InstanceStatus]:
+    newest: deque[InstanceStatus] = deque(maxlen=limit)
+    scanned = 0
+    async for row in client.list(workflow, status=status):
+        newest.append(row)
+        scanned += 1
+        if scanned == SCANNED_MAX:
+            say(f"toque: only the oldest {SCANNED_MAX:,} instances were looked at; narrow it with --workflow, --status")
+            break
+    return list(reversed(newest))
+
+
+# -- which one ---------------------------------------------------------------------------------------------------------
+
+async def find_instance(client: Client, instance_id: str, workflow: str | None) -> Instance[Any]:
+    """The instance that an ID on the command line means; without a workflow all of the account are asked.
+
+    Raises InstanceNotFound, UsageError (two workflows have one of this id), OwnerAway.
+    """
+    if instance_id == LATEST:
+        newest = await _newest(client, workflow, None, 1)
+        if not newest:
+            raise InstanceNotFound("there are no instances yet; create one with `toque trigger WORKFLOW '{…}'`")
+        return client.handle(newest[0].workflow, newest[0].id)
+    if workflow is not None:
+        return await client.get(workflow, instance_id)
+    found = [handle async for handle in _everywhere(client, instance_id)]
+    if not found:
+        raise InstanceNotFound(f"no workflow of the account {client.account!r} has an instance {instance_id!r}")
+    if len(found) > 1:
+        raise UsageError(f"the workflows {', '.join(handle.workflow for handle in found)} have an instance "
+                         f"{instance_id!r} each: name one with --workflow")
+    return found[0]
+
+
+async def _everywhere(client: Client, instance_id: str) -> AsyncIterator[Instance[Any]]:
+    for report in await client.workflows():
+        try:
+            yield await client.get(report.workflow, instance_id)
+        except InstanceNotFound:
+            continue
+
+
+# -- describe ----------------------------------------------------------------------------------------------------------
+
+async def describe(connection: Connection, id: IdArgument, workflow: WorkflowOption = None,
+                   output: OutputOption = Format.TABLE) -> int:
+    """Show an instance: status, params, steps as recorded, output or error.
+
+    Example: toque instances describe latest --workflow census
+    """
+    async with connection.client() as client:
+        view = await (await find_instance(client, id, workflow)).describe()
+    if output is Format.JSON:
+        show_json(_plain(view))
+    else:
+        _show(view)
+    return EXIT_OK
+
+
+def _plain(view: DescribeView) -> dict[str, Any]:
+    """The description with its payloads decoded and its times readable, for JSON."""
+    return {**_fields(view.instance), "interruptions": view.interruptions, "params": _decoded(view.params),
+            "steps": [_fields(step) for step in view.steps]}
+
+
+def _fields(view: InstanceView | StepView) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(view)
+    times = {name: _time(fields[name]) for name in TIME_FIELDS & fields.keys()}
+    return {**fields, **times, "output": _decoded(view.output)}
+
+
+def _decoded(raw: msgspec.Raw) -> Any:
+    data = bytes(raw)
+    return msgspec.json.decode(_payload.to_json(data)) if data else None
+
+
+def as_json(value: Any) -> Any:
+    """A decoded payload as JSON would hold it: bytes as base64 text, keys as text."""
+    return msgspec.json.decode(_payload.to_json(_payload.encode(value, what="the payload")))
+
+
+def _time(ms: int) -> datetime | None:
+    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
+
+
+def _show(view: DescribeView) -> None:
+    instance = view.instance
+    show_fields({
+        "instance": f"{instance.workflow}/{instance.id}", "status": instance.status,
+        "blocked on": instance.blocked_on, "created": time_text(_time(instance.created_at)),
+        "admitted": time_text(_time(instance.admitted_at)), "wakes": time_text(_time(instance.wake_at)),
+        "ended": time_text(_time(instance.ended_at)), "station": instance.station, "pod": instance.pod,
+        "interruptions": view.interruptions or "", "params": _payload_text(view.params),
+        "output": _payload_text(instance.output), "error": _error_text(instance.error),
+        "traceback": instance.error.traceback.rstrip() if instance.error else ""})
+    if view.steps:
+        print()
+        rows = [[step.kind, step_name(step), step.status, step.attempts or "", time_text(_time(step.started_at)),
+                 _took(step), _step_note(step)] for step in view.steps]
+        show_table(["kind", "step", "status", "attempts", "started", "took", "output or error"], rows,
+                   numbers={"attempts", "took"})
+
+
+def step_name(step: StepView) -> str:
+    """Name, and which of that name it is when it is not the first."""
+    return step.name if step.occurrence == 1 else f"{step.name} ({step.occurrence})"
+
+
+def _payload_text(raw: msgspec.Raw) -> str:
+    data = bytes(raw)
+    return _payload.to_json(data).decode() if data else ""
+
+
+def _took(step: StepView) -> str:
+    done = step.started_at and step.ended_at
+    return f"{step.ended_at - step.started_at:,} ms" if done else ""
+
+
+def _step_note(step: StepView) -> str:
+    if step.error is not None:
+        return _error_text(step.error)
+    return f"due {time_text(_time(step.due))}" if step.due and not step.ended_at else _payload_text(step.output)
+
+
+def _error_text(error: ErrorView | None) -> str:
+    if error is None:
+        return ""
+    return f"{error.type}: {error.message}" if error.message else error.type
+
+
+# -- watch -------------------------------------------------------------------------------------------------------------
+
+async def watch(connection: Connection, id: IdArgument, workflow: WorkflowOption = None,
+                output: OutputOption = Format.TABLE) -> int:
+    """Follow an instance to its end, showing its steps as they are recorded.
+
+    Exit code 0 when it completed, 1 when it errored or was terminated. With -o json only its end is shown.
+
+    Example: toque instances watch latest
+    """
+    async with connection.client() as client:
+        handle = await find_instance(client, id, workflow)
+        view = await follow(handle, quiet=output is Format.JSON)
+    if output is Format.JSON:
+        show_json(_plain(view))
+    return EXIT_OK if view.instance.status == "complete" else EXIT_FAILED
+
+
+async def follow(handle: Instance[Any], *, quiet: bool = False) -> DescribeView:
+    """Show what is new of an instance until it has ended; returns its last description.
+
+    Outlasts owners that are away for up to AWAY_S_MAX seconds. Raises InstanceNotFound, OwnerAway.
+    """
+    news = News()
+    answered = time.monotonic()
+    while True:
+        try:
+            view = await handle.describe(timeout="5 seconds")
+            answered = time.monotonic()
+            for line in () if quiet else news.lines(view):
+                print(line, flush=True)
+            if view.instance.status in ENDED:
+                return view
+        except OwnerAway as error:
+            if time.monotonic() - answered > AWAY_S_MAX:
+                raise
+            say(f"toque: {error}; still watching")
+        await asyncio.sleep(WATCH_S)
+
+
+class News:
+    """Turns descriptions of one instance into lines about what has changed since the one before."""
+
+    def __init__(self) -> None:
+        self._status = ("", "")
+        self._steps: dict[tuple[str, str, int], tuple[str, int]] = {}
+
+    def lines(self, view: DescribeView) -> Iterator[str]:
+        """What is new, steps first: they came before the instance's present status."""
+        for step in view.steps:
+            key = (step.kind, step.name, step.occurrence)
+            state = (step.status, step.attempts)
+            if self._steps.get(key) != state:
+                self._steps[key] = state
+                yield _step_line(step)
+        instance = view.instance
+        if (instance.status, instance.blocked_on) != self._status:
+            self._status = (instance.status, instance.blocked_on)
+            yield _instance_line(instance)
+
+
+def _step_line(step: StepView) -> str:
+    attempts = f"attempt {step.attempts}" if step.attempts > 1 else ""
+    parts = [step.kind, step_name(step), step.status, attempts, _took(step), _step_note(step)]
+    return "  ".join(one_line(part) for part in parts if part)
+
+
+def _instance_line(instance: InstanceView) -> str:
+    held = f"blocked on {instance.blocked_on}" if instance.blocked_on else ""
+    parts = [f"{instance.workflow}/{instance.id}", instance.status, held, _error_text(instance.error),
+             _payload_text(instance.output)]
+    return "  ".join(one_line(part) for part in parts if part)
+
+
+# -- terminate ---------------------------------------------------------------------------------------------------------
+
+async def terminate(connection: Connection,
+                    ids: Annotated[list[str], Argument(metavar="ID…", help=f"ids of instances, or `{LATEST}`")],
+                    workflow: WorkflowOption = None) -> int:
+    """End instances without a result. A queued one never starts; a running callback is cancelled.
+
+    Example: toque instances terminate latest --workflow census
+    """
+    code = EXIT_OK
+    async with connection.client() as client:
+        for instance_id in ids:
+            try:
+                handle = await find_instance(client, instance_id, workflow)
+                await handle.terminate()
+                print(f"terminated {handle}")
+            except (LostRace, UsageError) as error:  # say it, and go on with the others
+                code = report_error(error)
+    return code

@@ -1,0 +1,116 @@
+"""`toque queues`, `stations`, `pods` and `workflows`: what an account does just now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Annotated, Any, Final
+
+from typer import Option
+
+from toque._protocol import StationView
+from toque.cli.connection import Connection
+from toque.cli.output import EXIT_OK, Format, age_text, bytes_text, say, show_json, show_table
+
+OutputOption = Annotated[Format, Option("--output", "-o", help="form of the report")]
+NO_PODS: Final = ("no pods serve the account {account!r}; start one with `toque worker APP --account {account}`, or "
+                  "`toque dev APP`")
+
+
+async def pods(connection: Connection, output: OutputOption = Format.TABLE) -> int:
+    """Show the pods: stations, slots, loop lag, memory."""
+    async with connection.client() as client:
+        views = await client.pods()
+    columns = ["pod", "stations", "slots", "in use", "threads", "loop lag", "memory", "journal", "workflows", "process"]
+    rows = [[view.pod, len(view.stations), view.slots_leased, view.slots_in_use, view.threads_in_use,
+             f"{view.loop_lag_ms:.1f} ms", bytes_text(view.memory_bytes), view.journal,
+             _with_versions(view.workflows), f"{view.host}:{view.pid}"] for view in views]
+    return _report(views, columns, rows, output, empty=NO_PODS.format(account=connection.account),
+                   numbers={"stations", "slots", "in use", "threads", "loop lag", "memory"})
+
+
+async def stations(connection: Connection, output: OutputOption = Format.TABLE) -> int:
+    """Show the stations: owner, epoch, live instances."""
+    async with connection.client() as client:
+        reports = await client.stations()
+    columns = ["station", "owner", "epoch", "live", "in memory", "last sequence", "note"]
+    rows = [[report.station, report.pod or "-", *_station_figures(report.view), report.note] for report in reports]
+    code = _report(reports, columns, rows, output, empty="the account has no stations yet; start a pod",
+                   numbers={"epoch", "live", "in memory", "last sequence"})
+    if reports and not any(report.pod for report in reports):
+        say(NO_PODS.format(account=connection.account))
+    return code
+
+
+def _station_figures(view: StationView | None) -> list[object]:
+    return ["", "", "", ""] if view is None else [view.epoch, view.instances, view.in_memory, view.sequence]
+
+
+async def workflows(connection: Connection, output: OutputOption = Format.TABLE) -> int:
+    """Show the workflows, and the pods that serve them.
+
+    With the version that each pod has. A workflow that no pod serves keeps its queue until one does.
+    """
+    async with connection.client() as client:
+        reports = await client.workflows()
+    rows = [[report.workflow, _with_versions(report.pods) or "no pod serves it"] for report in reports]
+    return _report(reports, ["workflow", "served by"], rows, output, empty=NO_PODS.format(account=connection.account))
+
+
+async def queues(connection: Connection, output: OutputOption = Format.TABLE,
+                 by_station: Annotated[bool, Option("--stations", help="one row per station: owner, committed "
+                                                    "position, lag, instances")] = False) -> int:
+    """Show the queue of each workflow.
+
+    How many are queued, the age of the oldest, the limit; with --stations, how far each station's owner has got.
+    """
+    async with connection.client() as client:
+        reports = await client.queues(count_stations=by_station)
+    empty = NO_PODS.format(account=connection.account)
+    if by_station:
+        columns = ["workflow", "station", "owner", "queued", "committed", "lag", "prefetched", "instances"]
+        rows: list[list[object]] = [
+            [report.workflow, part.station, part.pod or "-", _known(part.queued), _known(part.committed),
+             _known(part.lag), part.prefetched, _counts(part.counts)] for report in reports for part in report.stations]
+        return _report(reports, columns, rows, output, empty=empty,
+                       numbers={"queued", "committed", "lag", "prefetched"})
+    columns = ["workflow", "queued", "oldest", "limit", "instances"]
+    rows = [[report.workflow, f"{report.queued:,}", _age(report.oldest_age_s), f"{report.limit:,}",
+             _counts(_total(part.counts for part in report.stations))] for report in reports]
+    return _report(reports, columns, rows, output, empty=empty, numbers={"queued", "oldest", "limit"})
+
+
+def _report(reports: Sequence[Any], columns: Sequence[str], rows: Sequence[Sequence[object]], output: Format, *,
+            empty: str, numbers: AbstractSet[str] = frozenset()) -> int:
+    if output is Format.JSON:
+        show_json(reports)
+    elif not rows:
+        say(empty)
+    else:
+        show_table(columns, rows, numbers=numbers)
+    return EXIT_OK
+
+
+def _with_versions(versions: Mapping[str, str]) -> str:
+    """Of workflows or pods: "census 1, report 2"."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {status}" for status, number in counts.items() if number)
+
+
+def _total(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)
+
+
+def _known(figure: int | None) -> str:
+    return "?" if figure is None else str(figure)
+
+
+def _age(seconds: float | None) -> str:
+    return "" if seconds is None else age_text(seconds)

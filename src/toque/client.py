@@ -1,0 +1,417 @@
+"""The asyncio client: creates instances, asks about them, ends them, and shows what an account is doing.
+
+It holds one connection and no state worth keeping: everything that it was told is acknowledged by the broker or by an
+owner, so a client may be killed anywhere. Waiting is done by asking again; nothing is remembered at the server for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+
+import msgspec
+
+from toque import _payload
+from toque._accounts import Accounts
+from toque._creation import BatchCreator, BatchResult, Creator, NewInstance
+from toque._durations import Duration, format_ms, to_ms
+from toque._names import check_account, check_instance_id, check_workflow
+from toque._protocol import Answer, DescribeView, ErrorView, InstanceRequest, InstanceView, PodView
+from toque._reports import QueueReport, Reports, StationQueue, StationReport, WorkflowReport
+from toque._requests import Deadline, Pauses, Silence, StationAsker
+from toque.errors import (
+    BrokerUnavailable,
+    InstanceEnded,
+    InstanceErrored,
+    InstanceNotFound,
+    InstanceTerminated,
+    OwnerAway,
+    ResultTimeout,
+    UsageError,
+)
+from toque.storage.nats_bus import NatsBus
+from toque.storage.nats_options import resolve_options
+from toque.workflow import Workflow, params_type, result_type, workflow_name
+
+if TYPE_CHECKING:
+    from toque.storage.ports import Bus, Randomness
+
+__all__ = ["BatchResult", "Client", "Instance", "InstanceStatus", "NewInstance", "QueueReport", "StationQueue",
+           "StationReport", "TlsFiles", "WorkflowReport"]
+
+TIMEOUT_DEFAULT: Final = "10 seconds"
+BATCH_TIMEOUT_DEFAULT: Final = "30 seconds"
+HELD_S_MIN: Final = 1.0  # an owner that held a `wait` back so long is asked again at once
+ENDED: Final = frozenset({"complete", "errored", "terminated"})
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+_decode_instance = msgspec.msgpack.Decoder(InstanceView).decode
+_decode_description = msgspec.msgpack.Decoder(DescribeView).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files for a TLS connection; None = the system's authorities, and no certificate of our own."""
+
+    ca: Path | str | None = None
+    cert: Path | str | None = None
+    key: Path | str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceStatus:
+    """An instance as its owner saw it. Times are UTC, of the broker's clock; None = not yet."""
+
+    workflow: str
+    id: str
+    status: str
+    """queued, running, waiting, complete, errored or terminated."""
+    run: int
+    created_at: datetime | None
+    admitted_at: datetime | None
+    ended_at: datetime | None
+    wake_at: datetime | None
+    """When the soonest timer of a waiting instance is due."""
+    output: Any
+    """Decoded; None unless complete."""
+    error: ErrorView | None
+    blocked_on: str
+    """Why it is held though it could run; empty when it is not."""
+    station: str
+    pod: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether this status is final."""
+        return self.status in ENDED
+
+
+class Client:
+    """A connection to one account. Make one with `await Client.connect(…)`, and close it.
+
+    Safe to share between the tasks of one loop, not between threads: see `SyncClient`. A call that finds no answer goes
+    on trying until its time-out and then raises an Unavailable error that says what is known and carries the handle.
+    """
+
+    def __init__(self, bus: Bus, *, account: str = "main", owns_bus: bool = False, inbox_prefix: str = "_INBOX",
+                 rng: Randomness | None = None, now_ms: Callable[[], int] | None = None) -> None:
+        self._bus = bus
+        self._owns_bus = owns_bus
+        self._account = check_account(account)
+        self._rng = rng or random.SystemRandom()
+        self._asker = StationAsker(bus, account, self._rng)
+        self._creator = Creator(bus, account, self._asker, self._rng, now_ms or _wall_clock_ms)
+        self._reports = Reports(bus, account, self._asker, self._rng, inbox_prefix)
+        self.accounts = Accounts(bus)
+
+    @classmethod
+    def connect(cls, url: str | None = None, *, account: str = "main", credentials: Path | str | None = None,
+                tls: TlsFiles | None = None, context: str | None = None, name: str = "toque-client") -> Connecting:
+        """Connect: `client = await Client.connect()` or `async with Client.connect() as client`.
+
+        Without a `url`: NATS_URL, else a running `toque dev` in this directory or above, else the selected NATS
+        context, else nats://127.0.0.1:4222. `credentials` is a .creds file, `context` the name of a NATS context.
+        Raises SetupError (a file that cannot be read, a login that is refused), BrokerUnavailable.
+        """
+
+        async def connecting() -> Client:
+            check_account(account)
+            files = tls or TlsFiles()
+            options = resolve_options(url, context=context, credentials=credentials, tls_ca=files.ca,
+                                      tls_cert=files.cert, tls_key=files.key)
+            options = replace(options, name=name)
+            bus = await NatsBus.connect(options)
+            return cls(bus, account=account, owns_bus=True, inbox_prefix=options.inbox_prefix)
+
+        return Connecting(connecting)
+
+    @property
+    def account(self) -> str:
+        return self._account
+
+    async def close(self) -> None:
+        """Close the connection. Instances go on; calls under way end with BrokerUnavailable."""
+        if self._owns_bus:
+            await self._bus.close()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        traceback: TracebackType | None) -> None:
+        await self.close()
+
+    # -- creating -------------------------------------------------------------------------------------------------
+
+    @overload
+    async def create(self, workflow: type[Workflow[P, R]], params: P = ..., *, id: str | None = None,
+                     timeout: Duration = TIMEOUT_DEFAULT) -> Instance[R]: ...
+
+    @overload
+    async def create(self, workflow: str, params: Any = None, *, id: str | None = None,
+                     timeout: Duration = TIMEOUT_DEFAULT) -> Instance[Any]: ...
+
+    async def create(self, workflow: Any, params: Any = None, *, id: str | None = None,
+                     timeout: Duration = TIMEOUT_DEFAULT) -> Instance[Any]:
+        """Create an instance; without an `id` a new one is made. When it returns, the creation is stored for good.
+
+        Raises, with nothing stored: InvalidName, InvalidPayload, PayloadTooLarge; UnknownWorkflow (no pod has ever
+        served it here); InstanceExists; QueueFull. BrokerUnavailable says whether it was stored, refused or unknown:
+        create again with the same id to be sure. OwnerAway: with an `id` of your own, the creation is stored, but no
+        owner could say whether the id existed before. Both carry the handle.
+        A client that is killed meanwhile leaves either the whole creation or none.
+        """
+        name, params_type_, _ = workflow_types(workflow)
+        creation = self._creator.make(name, params, params_type_, id, self._creator.new_headers())
+        handle = self.handle(workflow, creation.id)
+        deadline = Deadline(_seconds(timeout))
+        try:
+            await self._creator.publish(creation, deadline)
+        except (BrokerUnavailable, OwnerAway) as error:
+            error.handle = handle
+            raise
+        return handle
+
+    async def create_batch(self, workflow: type[Workflow[P, Any]] | str, items: Iterable[NewInstance], *,
+                           timeout: Duration = BATCH_TIMEOUT_DEFAULT) -> builtins.list[BatchResult]:
+        """Create many instances fast. One result per item, in order, each true for itself (`error` None = created).
+
+        Items are stored in atomic batches of up to 1,000; `timeout` bounds the attempts for each of them. Errors of
+        items are those of `create`; the second of two items with one id gets InstanceExists. Ids of your own cost a
+        question to their owner each. A client that is killed meanwhile leaves any number of the items created.
+        Raises UnknownWorkflow when no pod has ever served the workflow here.
+        """
+        name, params_type_, _ = workflow_types(workflow)
+        batch = BatchCreator(self._creator, self._bus, name, params_type_, _seconds(timeout))
+        results = await batch.run(items if isinstance(items, Sequence) else builtins.list(items))
+        for result in results:
+            if isinstance(result.error, (BrokerUnavailable, OwnerAway)):
+                result.error.handle = self.handle(workflow, result.id)
+        return results
+
+    # -- one instance ---------------------------------------------------------------------------------------------
+
+    @overload
+    def handle(self, workflow: type[Workflow[Any, R]], id: str) -> Instance[R]: ...
+
+    @overload
+    def handle(self, workflow: str, id: str) -> Instance[Any]: ...
+
+    def handle(self, workflow: Any, id: str) -> Instance[Any]:
+        """A handle of an instance, without asking whether it exists. Raises InvalidName."""
+        name, _, result_type_ = workflow_types(workflow)
+        return Instance(self, name, check_instance_id(id), result_type_)
+
+    @overload
+    async def get(self, workflow: type[Workflow[Any, R]], id: str, *,
+                  timeout: Duration = TIMEOUT_DEFAULT) -> Instance[R]: ...
+
+    @overload
+    async def get(self, workflow: str, id: str, *, timeout: Duration = TIMEOUT_DEFAULT) -> Instance[Any]: ...
+
+    async def get(self, workflow: Any, id: str, *, timeout: Duration = TIMEOUT_DEFAULT) -> Instance[Any]:
+        """A handle of an instance that exists. Raises InvalidName, InstanceNotFound (its owner says so), OwnerAway."""
+        handle = self.handle(workflow, id)
+        await handle.status(timeout=timeout)
+        return handle
+
+    async def list(self, workflow: type[Workflow[Any, Any]] | str | None = None, *, status: str | None = None,
+                   limit: int | None = None,
+                   timeout: Duration = TIMEOUT_DEFAULT) -> AsyncGenerator[InstanceStatus, None]:
+        """Admitted instances, oldest first: `async for row in client.list("census", status="running")`.
+
+        Instances that are still queued are not listed. Rows are read in pages while you iterate, so one that changes
+        meanwhile may show either state. `timeout` is for each page. Raises UsageError, InvalidName, OwnerAway.
+        """
+        name = "" if workflow is None else workflow_types(workflow)[0]
+        async for view in self._reports.instances(name, status or "", limit, _seconds(timeout)):
+            yield _status(view, Any)
+
+    # -- the account ----------------------------------------------------------------------------------------------
+
+    async def pods(self) -> builtins.list[PodView]:
+        """The pods that answer now, by name. Raises SetupError (no such account), BrokerUnavailable."""
+        return await self._reports.pods()
+
+    async def stations(self) -> builtins.list[StationReport]:
+        """Every station with its owner's view, or why there is none. Raises SetupError, BrokerUnavailable."""
+        return await self._reports.stations()
+
+    async def queues(self, *, count_stations: bool = False) -> builtins.list[QueueReport]:
+        """Every workflow's queue: depth, limit, age, and per station the owner's position.
+
+        `count_stations` also counts what is queued per station, which takes a while on a deep queue.
+        Raises SetupError, BrokerUnavailable.
+        """
+        return await self._reports.queues(count_stations=count_stations)
+
+    async def workflows(self) -> builtins.list[WorkflowReport]:
+        """Every workflow ever served here, and by which live pods now. Raises SetupError, BrokerUnavailable."""
+        return await self._reports.workflows()
+
+    async def _ask(self, handle: Instance[Any], operation: str, request: InstanceRequest,
+                   deadline: Deadline) -> Answer | Silence:
+        answer = await self._asker.about(operation, request, deadline)
+        if isinstance(answer, Answer) and answer.code == "not_found":
+            raise InstanceNotFound(f"there is no instance {handle}")
+        if isinstance(answer, Answer) and answer.code == "refused":
+            raise UsageError(f"{operation} of {handle} was refused: {answer.message}")
+        return answer
+
+
+class Instance(Generic[R]):
+    """A handle of one instance: a name to ask its owner by, which may be kept, and made anew anywhere.
+
+    Its calls raise InstanceNotFound only when an owner says so; when none answers they raise OwnerAway.
+    """
+
+    __slots__ = ("_client", "id", "result_type", "workflow")
+
+    def __init__(self, client: Client, workflow: str, id: str, result_type: Any = Any) -> None:
+        self._client = client
+        self.result_type = result_type
+        self.workflow = workflow
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"{self.workflow}/{self.id}"
+
+    def __repr__(self) -> str:
+        return f"Instance({self.workflow!r}, {self.id!r})"
+
+    async def status(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> InstanceStatus:
+        """How it stands. Raises InstanceNotFound, OwnerAway, InvalidPayload (an output that is not of the type)."""
+        answer = await self._ask("status", timeout)
+        return _status(_decode_instance(answer.value), self.result_type)
+
+    async def describe(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> DescribeView:
+        """The instance with its params and the steps recorded so far; payloads in it are raw msgpack.
+
+        Raises InstanceNotFound, OwnerAway.
+        """
+        answer = await self._ask("describe", timeout)
+        return _decode_description(answer.value)
+
+    async def terminate(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """End it without a result; a queued one never starts. When this returns it is recorded, and final.
+
+        Raises InstanceEnded (it had ended before), InstanceNotFound, OwnerAway (whether it was done is not known: call
+        it again, that is harmless).
+        """
+        await self._ask("terminate", timeout)
+
+    async def _ask(self, operation: str, timeout: Duration) -> Answer:
+        client = self._client
+        request = InstanceRequest(workflow=self.workflow, id=self.id, request=f"{client._rng.getrandbits(64):016x}")
+        answer = await client._ask(self, operation, request, Deadline(_seconds(timeout)))
+        if isinstance(answer, Silence):
+            raise OwnerAway(f"{operation} of {self} found no answer: {answer.reason}", handle=self)
+        if answer.code == "ended":
+            raise InstanceEnded(f"{self} has ended already{_in_brackets(answer.message)}")
+        return answer
+
+    async def result(self, timeout: Duration | None = None) -> R:
+        """Wait for its end and return its output, decoded to the workflow's Result type.
+
+        Raises InstanceErrored, InstanceTerminated; InstanceNotFound; InvalidPayload (an output that is not of the
+        type); and, after the time-out (None waits for ever), ResultTimeout when it has not ended, OwnerAway when no
+        owner answers. It goes on meanwhile, so you may ask again at any time.
+        """
+        view = await self._wait(None if timeout is None else _seconds(timeout))
+        if view.status == "errored":
+            error = view.error or ErrorView(type="Error")
+            raise InstanceErrored(error.type, error.message, error.traceback)
+        if view.status == "terminated":
+            raise InstanceTerminated(f"{self} was terminated")
+        output: R = _output(view, self.result_type)
+        return output
+
+    async def _wait(self, timeout_s: float | None) -> InstanceView:
+        deadline = Deadline(timeout_s)
+        request = InstanceRequest(workflow=self.workflow, id=self.id)
+        pauses = Pauses(self._client._rng)
+        loop = asyncio.get_running_loop()
+        while True:
+            asked_at = loop.time()
+            answer = await self._client._ask(self, "wait", request, deadline)
+            if isinstance(answer, Silence):
+                raise OwnerAway(f"whether {self} has ended is not known: {answer.reason}", handle=self)
+            view = _decode_instance(answer.value)
+            if view.status in ENDED:
+                return view
+            if deadline.passed:
+                raise ResultTimeout(f"{self} is {view.status} and has not ended within "
+                                    f"{format_ms(round((timeout_s or 0) * 1000))}; it goes on", handle=self)
+            if loop.time() - asked_at < HELD_S_MIN:  # not held back: a leaving owner, say
+                await pauses.wait(deadline)
+
+
+class Connecting:
+    """A connection to be made: await it, or enter it with `async with`."""
+
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Client]]) -> None:
+        self._connect = connect
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._connect()
+        return self._client
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        traceback: TracebackType | None) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+
+# -- workflows and views -----------------------------------------------------------------------------------------------
+
+def workflow_types(workflow: Any) -> tuple[str, Any, Any]:
+    """Name, Params type and Result type; a workflow known by name only takes and gives anything."""
+    if isinstance(workflow, str):
+        return check_workflow(workflow), Any, Any
+    if isinstance(workflow, type) and issubclass(workflow, Workflow):
+        return workflow_name(workflow), params_type(workflow), result_type(workflow)
+    raise UsageError(f"a workflow is named by its class or its name, not by {workflow!r:.80}")
+
+
+def _status(view: InstanceView, result_type: Any) -> InstanceStatus:
+    return InstanceStatus(
+        workflow=view.workflow, id=view.id, status=view.status, run=view.run,
+        created_at=_time(view.created_at), admitted_at=_time(view.admitted_at), ended_at=_time(view.ended_at),
+        wake_at=_time(view.wake_at), output=_output(view, result_type), error=view.error, blocked_on=view.blocked_on,
+        station=view.station, pod=view.pod)
+
+
+def _output(view: InstanceView, result_type: Any) -> Any:
+    if view.status != "complete" or not view.output:
+        return None
+    return _payload.decode(bytes(view.output), result_type, what=f"the output of {view.workflow}/{view.id}")
+
+
+def _time(ms: int) -> datetime | None:
+    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
+
+
+def _seconds(timeout: Duration) -> float:
+    return to_ms(timeout, what="timeout") / 1000
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,361 @@
+"""The blocking client, for Django, Flask, Celery and scripts: the asyncio client on a thread of its own.
+
+One daemon thread with its own loop and connection per SyncClient and process, begun by the first call. After a fork
+the child begins a thread and a connection of its own; what it inherited is left alone for ever, neither used nor
+closed, because the parent still speaks through the same sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import concurrent.futures
+import os
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar, overload
+
+from toque._creation import BatchResult, NewInstance
+from toque._durations import Duration
+from toque._names import check_account, check_instance_id
+from toque._protocol import AccountRecord, DescribeView, PodView
+from toque._reports import QueueReport, StationReport, WorkflowReport
+from toque.client import (
+    BATCH_TIMEOUT_DEFAULT,
+    TIMEOUT_DEFAULT,
+    Client,
+    Instance,
+    InstanceStatus,
+    TlsFiles,
+    workflow_types,
+)
+from toque.errors import MisuseError, Unavailable
+from toque.workflow import Workflow
+
+__all__ = ["SyncAccounts", "SyncClient", "SyncInstance"]
+
+CLOSE_S_MAX: Final = 5.0
+ROWS_FETCHED: Final = 100  # of a list, per hop to the loop's thread
+
+P = TypeVar("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class _Running:
+    """A loop that runs in a daemon thread, and the client that lives on it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self.client: Client | None = None
+        self._thread = threading.Thread(target=self._run, name="toque-sync-client", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it on the loop and wait. An interrupt (Ctrl-C, say) cancels it there and goes on here."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise MisuseError("the SyncClient was closed by another thread during the call") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """Close the client, end what is under way, and end the thread."""
+        future = asyncio.run_coroutine_threadsafe(self._wind_up(), self.loop)
+        try:
+            future.result(CLOSE_S_MAX)
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(CLOSE_S_MAX)
+
+    async def _wind_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if self.client is not None:
+            await self.client.close()
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+_inherited: list[_Running] = []  # of the parent process: kept, so that no finaliser closes the parent's sockets
+_clients: weakref.WeakSet[SyncClient] = weakref.WeakSet()
+
+
+def _leave_parents_alone() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_leave_parents_alone)
+
+
+class SyncClient:
+    """The blocking client of one account. Safe to share between threads, and to make before a fork.
+
+    Making one connects nothing: the first call does, in each process. Its methods are those of `Client`, with the same
+    errors and the same promises after a crash; errors carry a SyncInstance as their handle. In a thread whose asyncio
+    loop is running every call raises MisuseError: use `Client` there. Ctrl-C ends the call under way (a creation is
+    then stored or not) and leaves the client usable.
+    """
+
+    def __init__(self, url: str | None = None, *, account: str = "main", credentials: Path | str | None = None,
+                 tls: TlsFiles | None = None, context: str | None = None, name: str = "toque-sync-client",
+                 connect: Callable[[], Coroutine[Any, Any, Client]] | None = None) -> None:
+        check_account(account)
+
+        async def connecting() -> Client:
+            return await Client.connect(url, account=account, credentials=credentials, tls=tls, context=context,
+                                        name=name)
+
+        self._account = account
+        self._connect = connect or connecting
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._closed = False
+        self.accounts = SyncAccounts(self)
+        _clients.add(self)
+
+    @classmethod
+    def connect(cls, url: str | None = None, *, account: str = "main", credentials: Path | str | None = None,
+                tls: TlsFiles | None = None, context: str | None = None, name: str = "toque-sync-client") -> SyncClient:
+        """Make a client and connect at once. Raises as `Client.connect`."""
+        client = cls(url, account=account, credentials=credentials, tls=tls, context=context, name=name)
+        client._here()
+        return client
+
+    @property
+    def account(self) -> str:
+        return self._account
+
+    def close(self) -> None:
+        """Close the connection and end the thread. Idempotent; later calls raise MisuseError."""
+        _refuse_in_loop()
+        with self._lock:
+            running, self._running, self._closed = self._running, None, True
+        if running is not None and running.pid == os.getpid():
+            running.stop()
+
+    def __enter__(self) -> SyncClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self.close()
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        """In the child: the lock may be held by a thread that is not here."""
+        self._lock = threading.Lock()
+        if self._running is not None:
+            _inherited.append(self._running)
+            self._running = None
+
+    def _here(self) -> _Running:
+        """This process's loop, begun and connected if need be."""
+        _refuse_in_loop()
+        with self._lock:
+            if self._closed:
+                raise MisuseError("the SyncClient is closed: make another one")
+            if self._running is not None and self._running.pid == os.getpid():
+                return self._running
+            running = _Running()
+            try:
+                running.client = running.call(self._connect())
+            except BaseException:
+                running.stop()
+                raise
+            self._running = running
+            return running
+
+    def _call(self, call: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+        running = self._here()
+        assert running.client is not None, "a loop is kept only with its client"
+        try:
+            return running.call(call(running.client))
+        except Unavailable as error:
+            error.handle = self._own_handle(error.handle)
+            raise
+
+    def _own_handle(self, handle: Any) -> Any:
+        if not isinstance(handle, Instance):
+            return handle
+        return SyncInstance(self, handle.workflow, handle.id, handle.result_type)
+
+    # -- creating -------------------------------------------------------------------------------------------------
+
+    @overload
+    def create(self, workflow: type[Workflow[P, R]], params: P = ..., *, id: str | None = None,
+               timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[R]: ...
+
+    @overload
+    def create(self, workflow: str, params: Any = None, *, id: str | None = None,
+               timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[Any]: ...
+
+    def create(self, workflow: Any, params: Any = None, *, id: str | None = None,
+               timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[Any]:
+        """See `Client.create`: when it returns, the creation is stored for good."""
+        handle = self._call(lambda client: client.create(workflow, params, id=id, timeout=timeout))
+        return SyncInstance(self, handle.workflow, handle.id, handle.result_type)
+
+    def create_batch(self, workflow: type[Workflow[P, Any]] | str, items: Iterable[NewInstance], *,
+                     timeout: Duration = BATCH_TIMEOUT_DEFAULT) -> builtins.list[BatchResult]:
+        """See `Client.create_batch`: one result per item, in order, each true for itself."""
+        taken = builtins.list(items)  # here, so that the caller's generator runs in the caller's thread
+        results = self._call(lambda client: client.create_batch(workflow, taken, timeout=timeout))
+        for result in results:
+            if isinstance(result.error, Unavailable):
+                result.error.handle = self._own_handle(result.error.handle)
+        return results
+
+    # -- one instance ---------------------------------------------------------------------------------------------
+
+    @overload
+    def handle(self, workflow: type[Workflow[Any, R]], id: str) -> SyncInstance[R]: ...
+
+    @overload
+    def handle(self, workflow: str, id: str) -> SyncInstance[Any]: ...
+
+    def handle(self, workflow: Any, id: str) -> SyncInstance[Any]:
+        """A handle of an instance, without asking whether it exists; connects nothing. Raises InvalidName."""
+        name, _, result_type = workflow_types(workflow)
+        return SyncInstance(self, name, check_instance_id(id), result_type)
+
+    @overload
+    def get(self, workflow: type[Workflow[Any, R]], id: str, *,
+            timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[R]: ...
+
+    @overload
+    def get(self, workflow: str, id: str, *, timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[Any]: ...
+
+    def get(self, workflow: Any, id: str, *, timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[Any]:
+        """A handle of an instance that exists. Raises InstanceNotFound (its owner says so), OwnerAway."""
+        handle = self.handle(workflow, id)
+        handle.status(timeout=timeout)
+        return handle
+
+    def list(self, workflow: type[Workflow[Any, Any]] | str | None = None, *, status: str | None = None,
+             limit: int | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> Iterator[InstanceStatus]:
+        """See `Client.list`: admitted instances, oldest first, read in pages while you iterate."""
+
+        async def begin(client: Client) -> AsyncGenerator[InstanceStatus, None]:
+            return client.list(workflow, status=status, limit=limit, timeout=timeout)
+
+        rows = self._call(begin)
+        while True:
+            page = self._call(lambda client: _next_rows(rows))
+            yield from page
+            if len(page) < ROWS_FETCHED:
+                return
+
+    # -- the account ----------------------------------------------------------------------------------------------
+
+    def pods(self) -> builtins.list[PodView]:
+        """The pods that answer now, by name."""
+        return self._call(lambda client: client.pods())
+
+    def stations(self) -> builtins.list[StationReport]:
+        """Every station with its owner's view, or why there is none."""
+        return self._call(lambda client: client.stations())
+
+    def queues(self, *, count_stations: bool = False) -> builtins.list[QueueReport]:
+        """Every workflow's queue: see `Client.queues`."""
+        return self._call(lambda client: client.queues(count_stations=count_stations))
+
+    def workflows(self) -> builtins.list[WorkflowReport]:
+        """Every workflow ever served here, and by which live pods now."""
+        return self._call(lambda client: client.workflows())
+
+
+async def _next_rows(rows: AsyncGenerator[InstanceStatus, None]) -> list[InstanceStatus]:
+    """The next ROWS_FETCHED rows, or what is left."""
+    page: list[InstanceStatus] = []
+    async for row in rows:
+        page.append(row)
+        if len(page) == ROWS_FETCHED:
+            break
+    return page
+
+
+class SyncInstance(Generic[R]):
+    """A handle of one instance, like `Instance`; valid in every thread, and in children forked later."""
+
+    __slots__ = ("_client", "id", "result_type", "workflow")
+
+    def __init__(self, client: SyncClient, workflow: str, id: str, result_type: Any = Any) -> None:
+        self._client = client
+        self.result_type = result_type
+        self.workflow = workflow
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"{self.workflow}/{self.id}"
+
+    def __repr__(self) -> str:
+        return f"SyncInstance({self.workflow!r}, {self.id!r})"
+
+    def status(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> InstanceStatus:
+        """How it stands: see `Instance.status`."""
+        return self._client._call(lambda client: self._on(client).status(timeout=timeout))
+
+    def describe(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> DescribeView:
+        """The instance with its params and steps: see `Instance.describe`."""
+        return self._client._call(lambda client: self._on(client).describe(timeout=timeout))
+
+    def terminate(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """End it without a result: see `Instance.terminate`."""
+        self._client._call(lambda client: self._on(client).terminate(timeout=timeout))
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """Wait for its end and return its output: see `Instance.result`."""
+        return self._client._call(lambda client: self._on(client).result(timeout))
+
+    def _on(self, client: Client) -> Instance[R]:
+        return Instance(client, self.workflow, self.id, self.result_type)
+
+
+class SyncAccounts:
+    """`client.accounts`: make, list, show and change accounts."""
+
+    def __init__(self, client: SyncClient) -> None:
+        self._client = client
+
+    def create(self, name: str, /, **settings: Any) -> AccountRecord:
+        """Make an account; the same call again is harmless: see `Accounts.create`."""
+        return self._client._call(lambda client: client.accounts.create(name, **settings))
+
+    def list(self) -> builtins.list[AccountRecord]:
+        """Every account on the server, by name."""
+        return self._client._call(lambda client: client.accounts.list())
+
+    def describe(self, name: str) -> AccountRecord:
+        """The account's settings."""
+        return self._client._call(lambda client: client.accounts.describe(name))
+
+    def set(self, name: str, /, **settings: Any) -> AccountRecord:
+        """Change settings: see `Accounts.set`."""
+        return self._client._call(lambda client: client.accounts.set(name, **settings))
+
+
+def _refuse_in_loop() -> None:
+    """Blocking a running loop would stop everything on it, perhaps the very answer that is waited for."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise MisuseError("SyncClient was called in a thread whose asyncio loop is running, which it would block: "
+                      "use `await Client.connect()` there")

@@ -1,0 +1,266 @@
+"""Folds accepted groups into table rows. Pure and idempotent: the folded state equals a replay of the journal.
+
+Tables and keys (all begin with the station's 4 bytes; numbers are big-endian, so keys sort in their order):
+
+    position            → Position               where the state stands in the journal
+    rows      serial    → InstanceRow
+    history   serial, run, first seq → records of one group of one instance, as a msgpack array
+    ids       workflow, 0, id → serial
+    live      serial    → (empty)                instances that have not ended
+    timers    due, serial → (empty)              waiting instances, by when they wake
+    leases    session   → LeaseRow
+    queue     workflow  → committed position
+    counts    workflow, 0, status → number of instances
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from toque._subjects import StationId
+from toque.errors import ToqueError
+from toque.storage import records as r
+
+POSITION, ROWS, HISTORY, IDS, LIVE, TIMERS, LEASES, QUEUE, COUNTS = range(9)
+TABLES = ("position", "rows", "history", "ids", "live", "timers", "leases", "queue", "counts")
+
+INTERRUPTED_TYPE = "toque.Interrupted"  # failure type of an attempt that was interrupted too often
+
+_encode = msgspec.msgpack.Encoder().encode
+_row_decoder = msgspec.msgpack.Decoder(r.InstanceRow)
+_position_decoder = msgspec.msgpack.Decoder(r.Position)
+
+Writes = tuple[dict[bytes, bytes | None], ...]  # per table: key → new value, or None to delete
+
+
+class FoldError(ToqueError):
+    """An accepted record does not follow from the state: a gap, or an instance that nobody admitted. Never go on."""
+
+
+class Lookup(Protocol):
+    """Reads the state as it was before the batch."""
+
+    def get(self, table: int, key: bytes) -> bytes | None: ...
+
+
+def station_key(station: StationId) -> bytes:
+    return station.generation.to_bytes(2, "big") + station.number.to_bytes(2, "big")
+
+
+def serial_key(station: bytes, serial: int) -> bytes:
+    return station + serial.to_bytes(8, "big")
+
+
+def id_key(station: bytes, workflow: str, instance_id: str) -> bytes:
+    return station + workflow.encode() + b"\0" + instance_id.encode()
+
+
+def timer_key(station: bytes, due: int, serial: int) -> bytes:
+    return station + due.to_bytes(8, "big") + serial.to_bytes(8, "big")
+
+
+def count_key(station: bytes, workflow: str, status: r.Status) -> bytes:
+    return station + workflow.encode() + b"\0" + bytes((status,))
+
+
+def step_key(kind: r.StepKind, name: str, occurrence: int) -> str:
+    """The identity of a step within its run, as text."""
+    return f"{int(kind)}:{occurrence}:{name}"
+
+
+def decode_row(data: bytes) -> r.InstanceRow:
+    return _row_decoder.decode(data)
+
+
+def decode_position(data: bytes) -> r.Position:
+    return _position_decoder.decode(data)
+
+
+class FoldBatch:
+    """Collects the writes of several groups, to be stored in one transaction."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+        self._rows: dict[bytes, r.InstanceRow] = {}
+        self._history: dict[bytes, list[bytes]] = {}
+        self._counts: dict[bytes, int] = {}
+        self._sequences: dict[bytes, int] = {}
+        self.writes: Writes = tuple({} for _ in TABLES)
+
+    def apply(self, group: r.Group) -> None:
+        """Fold one group. A group at or below the state's position is skipped. Raises FoldError."""
+        station = station_key(group.station)
+        if group.position.sequence <= self._sequence(station):
+            return
+        self._sequences[station] = group.position.sequence
+        self.writes[POSITION][station] = _encode(group.position)
+        tails: dict[int, list[bytes]] = {}  # of this group: serial → its records so far
+        for record, encoded in zip(group.records, group.encoded, strict=True):
+            if record.serial == 0:
+                self._apply_station(station, record)
+            elif self._apply_instance(station, record):
+                tail = tails.get(record.serial)
+                if tail is None:
+                    tails[record.serial] = tail = []
+                    key = serial_key(station, record.serial) + record.run.to_bytes(4, "big")
+                    self._history[key + record.seq.to_bytes(4, "big")] = tail
+                tail.append(encoded)
+
+    def finish(self) -> Writes:
+        """Every write of the batch."""
+        rows, history, counts = self.writes[ROWS], self.writes[HISTORY], self.writes[COUNTS]
+        for key, row in self._rows.items():
+            rows[key] = _encode(row)
+        for key, encoded in self._history.items():
+            history[key] = r.join_records(encoded)
+        for key, count in self._counts.items():
+            counts[key] = count.to_bytes(8, "big")
+        return self.writes
+
+    def _sequence(self, station: bytes) -> int:
+        known = self._sequences.get(station)
+        if known is None:
+            data = self._lookup.get(POSITION, station)
+            known = decode_position(data).sequence if data else 0
+            self._sequences[station] = known
+        return known
+
+    def _row(self, key: bytes) -> r.InstanceRow | None:
+        row = self._rows.get(key)
+        if row is None:
+            data = self._lookup.get(ROWS, key)
+            if data is None:
+                return None
+            row = self._rows[key] = decode_row(data)
+        return row
+
+    def _apply_station(self, station: bytes, record: r.Record) -> None:
+        match record:
+            case r.Lease():
+                lease = r.LeaseRow(record.number, record.slots)
+                self.writes[LEASES][station + record.session.encode()] = _encode(lease)
+            case r.LeaseEnded():
+                self.writes[LEASES][station + record.session.encode()] = None
+            case r.Parked():
+                self._advance_queue(station, record.workflow, record.queue_sequence)
+            case _:
+                pass
+
+    def _apply_instance(self, station: bytes, record: r.Record) -> bool:
+        """True when the record is new (protocol rule 4) and belongs to the history."""
+        key = serial_key(station, record.serial)
+        row = self._row(key)
+        if type(record) is r.Admitted:
+            if row is not None:
+                return False
+            self._admit(station, key, record)
+            return True
+        if row is None:
+            raise FoldError(f"a record of instance {record.serial}, which nobody admitted: {type(record).__name__}")
+        if record.run < row.run or record.seq <= row.seq or row.status.ended:
+            return False
+        if record.seq != row.seq + 1:
+            raise FoldError(f"instance {row.workflow}/{row.id}: record {record.seq} follows {row.seq}")
+        row.seq = record.seq
+        before = row.status
+        advance_row(row, record)
+        if row.status != before:
+            self._count(station, row.workflow, before, -1)
+            self._count(station, row.workflow, row.status, 1)
+            if row.status.ended:
+                self.writes[LIVE][key] = None
+        self._arm(station, row, record.serial)
+        return True
+
+    def _admit(self, station: bytes, key: bytes, record: r.Admitted) -> None:
+        self._rows[key] = r.InstanceRow(
+            workflow=record.workflow, id=record.id, nonce=record.nonce, run=record.run, seq=record.seq,
+            status=r.Status.RUNNING, created_at=record.created_at, admitted_at=record.at, version=record.version,
+        )
+        self.writes[IDS][id_key(station, record.workflow, record.id)] = record.serial.to_bytes(8, "big")
+        self.writes[LIVE][key] = b""
+        self._count(station, record.workflow, r.Status.RUNNING, 1)
+        self._advance_queue(station, record.workflow, record.queue_sequence)
+
+    def _advance_queue(self, station: bytes, workflow: str, sequence: int) -> None:
+        table = self.writes[QUEUE]
+        key = station + workflow.encode()
+        data = table.get(key) or self._lookup.get(QUEUE, key)
+        if sequence > (int.from_bytes(data, "big") if data else 0):
+            table[key] = sequence.to_bytes(8, "big")
+
+    def _count(self, station: bytes, workflow: str, status: r.Status, change: int) -> None:
+        key = count_key(station, workflow, status)
+        count = self._counts.get(key)
+        if count is None:
+            data = self._lookup.get(COUNTS, key)
+            count = int.from_bytes(data, "big") if data else 0
+        self._counts[key] = count + change
+
+    def _arm(self, station: bytes, row: r.InstanceRow, serial: int) -> None:
+        due = row.wake_at if row.status is r.Status.WAITING else 0
+        if due == row.armed:
+            return
+        timers = self.writes[TIMERS]
+        if row.armed:
+            timers[timer_key(station, row.armed, serial)] = None
+        if due:
+            timers[timer_key(station, due, serial)] = b""
+        row.armed = due
+
+
+def advance_row(row: r.InstanceRow, record: r.Record) -> None:
+    """Change the row as the record says. The one place where a record becomes a status."""
+    match record:
+        case r.StepDone() | r.StepFailed():
+            _progress(row, step_key(record.step, record.name, record.occurrence))
+        case r.SleepDone():
+            _progress(row, step_key(r.StepKind.SLEEP, record.name, record.occurrence))
+        case r.AttemptFailed():
+            interruptions = row.interruptions if record.failure.type == INTERRUPTED_TYPE else 0
+            _progress(row, "")
+            row.interruptions = interruptions
+            key = step_key(record.step, record.name, record.occurrence)
+            row.timers = {**row.timers, key: record.retry_at}
+            row.status = r.Status.WAITING if record.idle else r.Status.RUNNING
+        case r.SleepStarted():
+            row.timers = {**row.timers, step_key(r.StepKind.SLEEP, record.name, record.occurrence): record.due}
+            row.status = r.Status.WAITING if record.idle else r.Status.RUNNING
+            row.blocked_on = ""
+        case r.Waiting():
+            row.status = r.Status.WAITING
+        case r.Woken():
+            row.status = r.Status.RUNNING
+        case r.Interrupted():
+            row.interruptions += 1
+        case r.Blocked():
+            row.blocked_on = record.reason
+        case r.Ended():
+            row.status = record.status
+            row.ended_at = record.at
+            row.timers = {}
+            row.blocked_on = ""
+        case _:
+            raise FoldError(f"no fold for a {type(record).__name__} of an instance")
+
+
+def _progress(row: r.InstanceRow, finished: str) -> None:
+    row.interruptions = 0
+    row.blocked_on = ""
+    row.status = r.Status.RUNNING
+    if finished in row.timers:
+        row.timers = {key: due for key, due in row.timers.items() if key != finished}
+
+
+def merge(before: Mapping[bytes, bytes], writes: Mapping[bytes, bytes | None]) -> dict[bytes, bytes]:
+    """One table after the writes; for tests and the in-memory store."""
+    after = dict(before)
+    for key, value in writes.items():
+        if value is None:
+            after.pop(key, None)
+        else:
+            after[key] = value
+    return after

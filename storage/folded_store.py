@@ -1,0 +1,118 @@
+"""The readers of the Store port over sorted tables; the in-memory and the LMDB store differ only in their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from toque._subjects import StationId
+from toque.storage import fold
+from toque.storage import records as r
+
+_lease_decoder = msgspec.msgpack.Decoder(r.LeaseRow)
+
+
+class Tables(fold.Lookup, Protocol):
+    """Sorted tables of bytes."""
+
+    def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """At most `limit` rows whose key begins with `prefix` and is not below `start`, in order."""
+        ...
+
+
+class FoldedReaders:
+    """Everything that is read from folded state."""
+
+    PAGE = 1000
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def position(self, station: StationId) -> r.Position | None:
+        data = self._tables.get(fold.POSITION, fold.station_key(station))
+        return fold.decode_position(data) if data else None
+
+    def find(self, station: StationId, workflow: str, instance_id: str) -> int | None:
+        data = self._tables.get(fold.IDS, fold.id_key(fold.station_key(station), workflow, instance_id))
+        return int.from_bytes(data, "big") if data else None
+
+    def row(self, station: StationId, serial: int) -> r.InstanceRow | None:
+        data = self._tables.get(fold.ROWS, fold.serial_key(fold.station_key(station), serial))
+        return fold.decode_row(data) if data else None
+
+    def history(self, station: StationId, serial: int) -> list[r.Record]:
+        prefix = fold.serial_key(fold.station_key(station), serial)
+        records: list[r.Record] = []
+        for _, data in self._pages(fold.HISTORY, prefix, prefix):
+            records.extend(r.decode_records(data))
+        return records
+
+    def unended(self, station: StationId) -> Iterable[tuple[int, r.InstanceRow]]:
+        prefix = fold.station_key(station)
+        for key, _ in self._pages(fold.LIVE, prefix, prefix):
+            data = self._tables.get(fold.ROWS, key)
+            if data is not None:
+                yield int.from_bytes(key[4:], "big"), fold.decode_row(data)
+
+    def due(self, station: StationId, until_ms: int, limit: int) -> list[tuple[int, int]]:
+        prefix = fold.station_key(station)
+        found = [
+            (int.from_bytes(key[4:12], "big"), int.from_bytes(key[12:], "big"))
+            for key, _ in self._tables.scan(fold.TIMERS, prefix, prefix, limit)
+        ]
+        return [(due, serial) for due, serial in found if due <= until_ms]
+
+    def page(self, station: StationId, *, workflow: str = "", status: str = "", after: int = 0,
+             limit: int = 100) -> list[tuple[int, r.InstanceRow]]:
+        prefix = fold.station_key(station)
+        found: list[tuple[int, r.InstanceRow]] = []
+        for key, data in self._pages(fold.ROWS, prefix, fold.serial_key(prefix, after + 1)):
+            row = fold.decode_row(data)
+            if workflow in ("", row.workflow) and status in ("", row.status.label):
+                found.append((int.from_bytes(key[4:], "big"), row))
+                if len(found) == limit:
+                    break
+        return found
+
+    def counts(self, station: StationId) -> dict[tuple[str, str], int]:
+        prefix = fold.station_key(station)
+        counts: dict[tuple[str, str], int] = {}
+        for key, data in self._pages(fold.COUNTS, prefix, prefix):
+            workflow, _, status = key[4:].partition(b"\0")
+            counts[workflow.decode(), r.Status(status[0]).label] = int.from_bytes(data, "big")
+        return counts
+
+    def highest_serial(self, station: StationId) -> int:
+        return self._last_serial(fold.station_key(station))
+
+    def queue_position(self, station: StationId, workflow: str) -> int:
+        data = self._tables.get(fold.QUEUE, fold.station_key(station) + workflow.encode())
+        return int.from_bytes(data, "big") if data else 0
+
+    def leases(self, station: StationId) -> dict[str, r.LeaseRow]:
+        prefix = fold.station_key(station)
+        return {
+            key[4:].decode(): _lease_decoder.decode(data)
+            for key, data in self._pages(fold.LEASES, prefix, prefix)
+        }
+
+    def _last_serial(self, station: bytes) -> int:
+        """Binary search over the dense serials: rows are numbered from 1 and only the eldest are ever deleted."""
+        low, high = 0, 1 << 40
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._tables.scan(fold.ROWS, station, fold.serial_key(station, middle), 1):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _pages(self, table: int, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        while True:
+            page = self._tables.scan(table, prefix, start, self.PAGE)
+            yield from page
+            if len(page) < self.PAGE:
+                return
+            start = page[-1][0] + b"\0"

@@ -1,0 +1,313 @@
+"""The only ways from the core to the world: clock, randomness, bus and store, as Protocols.
+
+The real ones are `nats_bus`, `lmdb_store` and `system`; the in-memory ones (`memory_bus`, `memory_store`) obey the same
+conformance tests and run in the simulator's virtual time. Timers and tasks of the core use the running asyncio loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import msgspec
+
+from toque.errors import BrokerUnavailable, ToqueError
+
+if TYPE_CHECKING:
+    from toque._subjects import StationId
+    from toque.storage.records import Group, InstanceRow, LeaseRow, Position, Record
+
+Headers = Mapping[str, str]
+BATCH_MESSAGES_MAX = 1_000  # of one atomic batch; the server's limit
+
+
+# -- clock and randomness ----------------------------------------------------------------------------------------------
+
+class Clock(Protocol):
+    """The host's clock. Broker time (what is stored) is not here: see `toque.workers.broker_time`."""
+
+    def boottime(self) -> float:
+        """Seconds of CLOCK_BOOTTIME: monotonic, and it counts suspended time."""
+        ...
+
+
+class Randomness(Protocol):
+    """A `random.Random` is one."""
+
+    def random(self) -> float: ...
+
+    def getrandbits(self, k: int, /) -> int: ...
+
+
+# -- bus ---------------------------------------------------------------------------------------------------------------
+
+class BusError(ToqueError):
+    """The server refused: JetStream's error code and description. Nothing was stored."""
+
+    WRONG_LAST_SEQUENCE = 10071
+    IN_FLIGHT = 10164  # R3: an append of mine is still in flight
+    STREAM_NOT_FOUND = 10059
+    MESSAGE_NOT_FOUND = 10037
+    MAXIMUM_MESSAGES = 10077  # also: per subject; the description tells which
+    STREAM_NAME_IN_USE = 10058
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"{description} ({code})")
+        self.code = code
+        self.description = description
+
+    @property
+    def duplicate(self) -> bool:
+        """A second message on a subject that takes one (protocol rule 14: only the description tells)."""
+        return self.code == self.MAXIMUM_MESSAGES and "per subject" in self.description
+
+    @property
+    def full(self) -> bool:
+        """The stream's message limit is reached."""
+        return self.code == self.MAXIMUM_MESSAGES and "per subject" not in self.description
+
+
+class BusTimeout(BrokerUnavailable):
+    """No answer in time, or the connection was lost: a write may or may not have been stored."""
+
+
+class NoResponders(ToqueError):
+    """Nobody listens on the subject (for a JetStream publish: no stream takes it). Nothing was stored."""
+
+
+class PubAck(NamedTuple):
+    """A JetStream acknowledgement."""
+
+    stream: str
+    sequence: int
+
+
+class Message:
+    """A message as stored or delivered. `time_ms` and `sequence` are 0 for core messages."""
+
+    __slots__ = ("data", "headers", "reply", "sequence", "subject", "time_ms")
+
+    def __init__(self, subject: str, data: bytes, headers: Headers | None = None, *, sequence: int = 0,
+                 time_ms: int = 0, reply: str = "") -> None:
+        self.subject = subject
+        self.data = data
+        self.headers = headers
+        self.sequence = sequence
+        self.time_ms = time_ms
+        self.reply = reply
+
+    def header(self, name: str) -> str:
+        return self.headers.get(name, "") if self.headers else ""
+
+
+class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The part of a JetStream stream's configuration that Toque sets; field names are the server's.
+
+    Durations are nanoseconds. Retention is always Limits, storage always file.
+    """
+
+    name: str
+    subjects: list[str]
+    description: str = ""
+    num_replicas: int = 1
+    max_msgs: int = -1
+    max_msgs_per_subject: int = -1
+    max_msg_size: int = -1
+    max_bytes: int = -1
+    max_age: int = 0
+    discard: str = "old"
+    discard_new_per_subject: bool = False
+    subject_transform: dict[str, str] | None = None
+    allow_msg_ttl: bool = False
+    subject_delete_marker_ttl: int = 0
+    allow_atomic: bool = False
+    allow_direct: bool = True
+    metadata: dict[str, str] = {}
+
+
+class StreamInfo(NamedTuple):
+    """A stream's state, and the server's own time when it answered."""
+
+    created: str  # identity: another value means another stream under the same name
+    messages: int
+    first_sequence: int
+    last_sequence: int
+    server_time_ms: int
+    config: Mapping[str, Any]  # as the server reports it
+    subjects: Mapping[str, int]  # message counts, when a subjects filter was given
+
+
+class FeedSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a disposable consumer reads: one reader, memory storage, in stream order."""
+
+    stream: str
+    filters: tuple[str, ...]  # subject filters; never empty
+    start_sequence: int = 1
+    last_per_subject: bool = False  # begin with the newest message of each subject
+    name: str = ""  # of the server's consumer, made unique by the bus; readable in NATS tools
+
+
+class Feed(Protocol):
+    """An open disposable consumer. It re-makes itself behind the last message delivered after any loss.
+
+    Deliveries come in stream order; after a loss a message may come twice (never skipped).
+    """
+
+    def want(self, messages: int) -> None:
+        """Allow so many more messages to be delivered. The bus pulls for them at once."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Subscription(Protocol):
+    """An open core subscription."""
+
+    async def close(self) -> None: ...
+
+
+class Bus(Protocol):
+    """One connection to NATS."""
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that the server takes in one message."""
+        ...
+
+    async def publish(self, subject: str, data: bytes, headers: Headers | None = None, *,
+                      timeout_s: float = 5.0) -> PubAck:
+        """Store through JetStream. Raises BusError (refused), NoResponders (no stream), BusTimeout (unknown)."""
+        ...
+
+    async def publish_batch(self, messages: Sequence[tuple[str, bytes, Headers | None]], *,
+                            timeout_s: float = 10.0) -> PubAck:
+        """Store 1 to BATCH_MESSAGES_MAX messages of one stream that has `allow_atomic`: all of them, or none.
+
+        The answer carries the sequence of the last one; the others stand right before it. Raises as `publish` does; a
+        refusal (BusError) does not tell which message was its reason (protocol rule 14), and nothing was stored.
+        """
+        ...
+
+    def emit(self, subject: str, data: bytes, headers: Headers | None = None, *, reply: str = "") -> None:
+        """Core publish, without waiting. Dropped while there is no connection. `reply`: where answers shall go."""
+        ...
+
+    async def request(self, subject: str, data: bytes, headers: Headers | None = None, *,
+                      timeout_s: float = 5.0) -> Message:
+        """Core request. Raises NoResponders, BusTimeout."""
+        ...
+
+    async def subscribe(self, subject: str, handler: Callable[[Message], None]) -> Subscription:
+        """Call `handler` for each core message; `Message.reply` is set on requests. Active when it returns."""
+        ...
+
+    def respond(self, message: Message, data: bytes) -> None:
+        """Answer a request."""
+        ...
+
+    async def last_message(self, stream: str, subject: str) -> Message | None:
+        """The newest message of a subject (which may be a filter), read from the stream's leader."""
+        ...
+
+    async def message_at(self, stream: str, sequence: int) -> Message | None:
+        """The message at a sequence, read from the stream's leader."""
+        ...
+
+    async def stream_info(self, stream: str, *, subjects_filter: str = "") -> StreamInfo:
+        """Raises BusError(STREAM_NOT_FOUND)."""
+        ...
+
+    async def ensure_stream(self, config: StreamConfig) -> None:
+        """Make the stream unless one of that name exists (which is left as it is)."""
+        ...
+
+    async def update_stream(self, config: StreamConfig) -> None: ...
+
+    async def delete_stream(self, name: str) -> None: ...
+
+    async def list_streams(self, prefix: str) -> list[str]:
+        """Names of the streams that begin with the prefix."""
+        ...
+
+    async def purge(self, stream: str, subject_filter: str, below_sequence: int) -> int:
+        """Delete the filter's messages with a lower sequence. Returns how many."""
+        ...
+
+    async def open_feed(self, spec: FeedSpec, handler: Callable[[Sequence[Message]], None]) -> Feed:
+        """Open a disposable consumer; `handler` gets the messages in batches, after `Feed.want`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+# -- store -------------------------------------------------------------------------------------------------------------
+
+class Store(Protocol):
+    """The folded state of a pod's stations. Only accepted groups are ever applied.
+
+    `apply` returns at once; a writer folds behind it, in order. Readers see what has been folded, so callers keep what
+    they applied and has not been folded yet (`folded` tells). A store is a cache of the journal: any doubt about it ends
+    with the station dropped and read again.
+    """
+
+    def apply(self, group: Group, on_folded: Callable[[], None] | None = None) -> None:
+        """Fold one accepted group. `on_folded` is called in the caller's loop when readers can see it."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until everything applied so far is folded."""
+        ...
+
+    @property
+    def lag_s(self) -> float:
+        """Age in seconds of the oldest group that is applied and not folded."""
+        ...
+
+    def position(self, station: StationId) -> Position | None:
+        """Where in the journal the folded state of the station stands; None = nothing known."""
+        ...
+
+    def drop(self, station: StationId) -> None:
+        """Forget everything of a station. Call only with nothing of it left to fold."""
+        ...
+
+    def find(self, station: StationId, workflow: str, instance_id: str) -> int | None:
+        """The serial of an instance."""
+        ...
+
+    def row(self, station: StationId, serial: int) -> InstanceRow | None: ...
+
+    def history(self, station: StationId, serial: int) -> list[Record]:
+        """Every record of the instance's present run, in order."""
+        ...
+
+    def unended(self, station: StationId) -> Iterable[tuple[int, InstanceRow]]:
+        """Every live instance, oldest first."""
+        ...
+
+    def due(self, station: StationId, until_ms: int, limit: int) -> list[tuple[int, int]]:
+        """(due ms, serial) of waiting instances to be woken by then, soonest first."""
+        ...
+
+    def page(self, station: StationId, *, workflow: str = "", status: str = "", after: int = 0,
+             limit: int = 100) -> list[tuple[int, InstanceRow]]:
+        """Instances with a serial above `after`, in order of admission."""
+        ...
+
+    def counts(self, station: StationId) -> dict[tuple[str, str], int]:
+        """Instances per (workflow, status)."""
+        ...
+
+    def highest_serial(self, station: StationId) -> int: ...
+
+    def queue_position(self, station: StationId, workflow: str) -> int:
+        """The committed position: the queue sequence up to which all is admitted, dropped or parked."""
+        ...
+
+    def leases(self, station: StationId) -> dict[str, LeaseRow]:
+        """Gatekeeper's leases by session (station 0 only)."""
+        ...
+
+    def close(self) -> None:
+        """Fold what is left, write it to disk, mark the directory as cleanly closed."""
+        ...

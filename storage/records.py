@@ -1,0 +1,307 @@
+"""Records, groups and rows: what the journal and the store hold, and their encoding (msgpack arrays, format 1).
+
+A record is a value (protocol rule 4): it names its instance by the station's serial, the run, and its place in the run.
+New fields are only ever added at the end of a record, with a default, so that older records still decode.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import IntEnum
+from typing import ClassVar
+
+import msgspec
+
+from toque._subjects import StationId
+
+FORMAT = 1
+GROUP_RECORDS_MAX = 512
+GROUP_BYTES_MAX = 512 * 1024
+
+
+class Status(IntEnum):
+    """Where an instance stands. Queued instances have no record yet, so QUEUED is never stored."""
+
+    QUEUED = 0
+    RUNNING = 1
+    WAITING = 2
+    COMPLETE = 3
+    ERRORED = 4
+    TERMINATED = 5
+
+    @property
+    def ended(self) -> bool:
+        return self >= Status.COMPLETE
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class StepKind(IntEnum):
+    """Part of a step's identity: (kind, name, occurrence)."""
+
+    DO = 1
+    SLEEP = 2
+
+
+class Failure(msgspec.Struct, array_like=True, frozen=True):
+    """What is kept of an exception: type name, message, and traceback text cut to a bound."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+class RetryConfig(msgspec.Struct, array_like=True, frozen=True):
+    """A step's resolved options, kept with its first failed attempt; times in milliseconds."""
+
+    limit: int
+    delay_ms: int
+    backoff: str
+    cap_ms: int
+    jitter: bool
+    timeout_ms: int
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, tag_field="kind"):
+    """One durable fact of one instance. `serial` 0 marks a fact of the station itself; `at` is broker time in ms."""
+
+    serial: int
+    run: int
+    seq: int
+    at: int
+
+    ends: ClassVar[bool] = False
+
+
+class Admitted(Record, tag=1):
+    """The instance exists. First record of its first run."""
+
+    workflow: str
+    id: str
+    nonce: str
+    queue_sequence: int  # 0: admitted by a control operation, the message is still queued
+    created_at: int  # ms, the queue message's own time
+    params: bytes
+    content_type: str
+    version: str = ""
+
+
+class StepDone(Record, tag=2):
+    """A callback's result: the checkpoint. First wins per (run, step)."""
+
+    step: StepKind
+    name: str
+    occurrence: int
+    attempt: int
+    started_at: int
+    result: bytes  # msgpack
+
+
+class AttemptFailed(Record, tag=3):
+    """An attempt failed and another will follow at `retry_at`. `idle`: nothing else of the instance is running."""
+
+    step: StepKind
+    name: str
+    occurrence: int
+    attempt: int
+    started_at: int
+    failure: Failure
+    retry_at: int
+    config: RetryConfig
+    idle: bool = False
+
+
+class StepFailed(Record, tag=4):
+    """The step has failed for good: run() gets this error, on every replay too."""
+
+    step: StepKind
+    name: str
+    occurrence: int
+    attempt: int
+    started_at: int
+    failure: Failure
+    timed_out: bool = False
+
+
+class SleepStarted(Record, tag=5):
+    """A timer is set. `idle`: nothing else of the instance is running, so it holds no slot from here on."""
+
+    name: str
+    occurrence: int
+    due: int
+    idle: bool = False
+
+
+class SleepDone(Record, tag=6):
+    """The timer fired."""
+
+    name: str
+    occurrence: int
+
+
+class Waiting(Record, tag=7):
+    """Nothing of the instance is running but timers set earlier: it holds no slot from here on."""
+
+
+class Interrupted(Record, tag=8):
+    """The instance held a slot when its session ended without releasing the station (protocol rule 20)."""
+
+    session: str
+
+
+class Woken(Record, tag=9):
+    """A waiting instance took a slot again."""
+
+
+class Ended(Record, tag=10):
+    """The terminal record."""
+
+    status: Status
+    output: bytes = b""  # msgpack, for COMPLETE
+    failure: Failure | None = None
+
+    ends: ClassVar[bool] = True
+
+
+class Blocked(Record, tag=11):
+    """The instance is held, for `reason` (for example changed code), until it is loaded again."""
+
+    reason: str
+
+
+class Claim(Record, tag=20):
+    """First record of an epoch: a session takes the station."""
+
+    pod: str
+    session: str
+
+
+class Released(Record, tag=21):
+    """Last record of an epoch: the station is free; `successor` (a session, or empty) may claim at once."""
+
+    successor: str
+
+
+class Lease(Record, tag=22):
+    """Gatekeeper: the absolute number of slots that a session may use, by its request number."""
+
+    session: str
+    number: int
+    slots: int
+
+
+class LeaseEnded(Record, tag=23):
+    """Gatekeeper: an ended session's slots are free again."""
+
+    session: str
+
+
+class Parked(Record, tag=24):
+    """A queue message that cannot become an instance was set aside, for `reason`."""
+
+    workflow: str
+    queue_sequence: int
+    subject: str
+    reason: str
+
+
+AnyRecord = (
+    Admitted | StepDone | AttemptFailed | StepFailed | SleepStarted | SleepDone | Waiting | Interrupted | Woken | Ended
+    | Blocked | Claim | Released | Lease | LeaseEnded | Parked
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_records_decoder = msgspec.msgpack.Decoder(list[AnyRecord])
+encode_record = _encoder.encode
+
+
+def join_records(encoded: list[bytes]) -> bytes:
+    """The msgpack array of records that are encoded already."""
+    n = len(encoded)
+    if n < 16:
+        head = bytes((0x90 | n,))
+    elif n < 65536:
+        head = b"\xdc" + n.to_bytes(2, "big")
+    else:
+        head = b"\xdd" + n.to_bytes(4, "big")
+    return head + b"".join(encoded)
+
+
+def decode_records(body: bytes) -> list[Record]:
+    """Raises msgspec.MsgspecError when the body is not a list of records of this format."""
+    return _records_decoder.decode(body)  # type: ignore[return-value]  # each member of the union is a Record
+
+
+class GroupHeader(msgspec.Struct, frozen=True):
+    """The chain of a station: who wrote this group, and which one it is. Text form: "epoch session group crc"."""
+
+    epoch: int
+    session: str
+    group: int
+    crc: int
+
+    def text(self) -> str:
+        return f"{self.epoch} {self.session} {self.group} {self.crc:08x}"
+
+    @classmethod
+    def parse(cls, text: str) -> GroupHeader:
+        """Raises ValueError for any other text."""
+        epoch, session, group, crc = text.split(" ")
+        return cls(int(epoch), session, int(group), int(crc, 16))
+
+
+def crc_of(body: bytes) -> int:
+    return zlib.crc32(body)
+
+
+class Position(msgspec.Struct, array_like=True, frozen=True):
+    """A place in a station's journal: the message's sequence and its header."""
+
+    sequence: int
+    header: GroupHeader
+
+
+class Group:
+    """An accepted group: what one journal message holds. `encoded` are its records one by one, where known."""
+
+    __slots__ = ("encoded", "position", "records", "station")
+
+    def __init__(self, station: StationId, position: Position, records: list[Record],
+                 encoded: list[bytes] | None = None) -> None:
+        self.station = station
+        self.position = position
+        self.records = records
+        self.encoded = encoded if encoded is not None else [encode_record(record) for record in records]
+
+
+class InstanceRow(msgspec.Struct, array_like=True):
+    """The folded header of one instance."""
+
+    workflow: str
+    id: str
+    nonce: str
+    run: int
+    seq: int  # of the last record applied
+    status: Status
+    created_at: int
+    admitted_at: int
+    ended_at: int = 0
+    version: str = ""
+    timers: dict[str, int] = {}  # open waits: step key → due, ms
+    interruptions: int = 0  # since the last progress
+    blocked_on: str = ""
+    armed: int = 0  # the due time under which the instance stands in the table of timers
+
+    @property
+    def wake_at(self) -> int:
+        """When the soonest open wait ends, in ms of broker time; 0 = none is open."""
+        return min(self.timers.values()) if self.timers else 0
+
+
+class LeaseRow(msgspec.Struct, array_like=True, frozen=True):
+    """The folded lease of one session."""
+
+    number: int
+    slots: int

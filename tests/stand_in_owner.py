@@ -1,0 +1,145 @@
+"""A tiny owner of all stations of an account, over any Bus: answers what pods answer, from a dictionary."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from toque import _subjects
+from toque._protocol import (
+    Answer,
+    InstanceRequest,
+    InstanceView,
+    ListPage,
+    ListRequest,
+    PodView,
+    QueueView,
+    StationView,
+)
+from toque._subjects import NONCE_HEADER, StationId, station_number
+from toque.storage.ports import Bus, Message
+
+_pack = msgspec.msgpack.encode
+
+
+class StandInOwner:
+    """Set `instances`, `epoch`, `muted`, `say` and read `asked`; open it with `await owner.open()`."""
+
+    def __init__(self, bus: Bus, account: str = "main", stations: int = 8) -> None:
+        self.bus = bus
+        self.account = account
+        self.stations = stations
+        self.epoch = 1
+        self.muted = False  # no answer at all
+        self.say: list[Answer] = []  # the next answers, whatever is asked
+        self.asked: list[tuple[str, str]] = []  # (station, operation)
+        self.instances: dict[tuple[str, str], InstanceView] = {}
+        self.nonces: dict[tuple[str, str], str] = {}
+        self.committed: dict[str, int] = {}  # by workflow, at each station
+        self.pods = [("a", "session-a"), ("b", "session-b")]
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._subscriptions: list[Any] = []
+
+    async def open(self) -> StandInOwner:
+        self._subscriptions = [
+            await self.bus.subscribe(f"toque.{self.account}.station.*.*.*", self._hear),
+            await self.bus.subscribe(_subjects.pods(self.account), self._report_pods),
+        ]
+        return self
+
+    async def close(self) -> None:
+        for subscription in self._subscriptions:
+            await subscription.close()
+
+    def put(self, workflow: str, instance_id: str, status: str, *, nonce: str = "", output: Any = None,
+            **fields: Any) -> None:
+        """An instance as the index holds it; wakes whoever waits for it."""
+        if status == "complete":  # a Raw of no bytes that is not the default itself would be encoded as nothing
+            fields["output"] = msgspec.Raw(_pack(output))
+        view = InstanceView(workflow, instance_id, status, **fields)
+        self.instances[workflow, instance_id] = view
+        self.nonces[workflow, instance_id] = nonce
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _hear(self, message: Message) -> None:
+        _, _, _, generation, number, operation = message.subject.split(".")
+        self.asked.append((f"{generation}.{number}", operation))
+        if not self.muted:
+            task = asyncio.get_running_loop().create_task(self._answer(message, f"{generation}.{number}", operation))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, message: Message, station: str, operation: str) -> None:
+        answer = self.say.pop(0) if self.say else await getattr(self, f"_{operation}")(message.data, station)
+        self.bus.respond(message, _pack(answer))
+
+    def _ok(self, value: Any) -> Answer:
+        return Answer(self.epoch, value=msgspec.Raw(_pack(value)))
+
+    async def _status(self, data: bytes, station: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=InstanceRequest)
+        view = self.instances.get((request.workflow, request.id))
+        if view is not None:
+            return self._ok(view)
+        queued = await self._queued(request)
+        if queued is None:
+            return Answer(self.epoch, "not_found")
+        return self._ok(InstanceView(request.workflow, request.id, "queued", created_at=queued.time_ms))
+
+    async def _wait(self, data: bytes, station: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=InstanceRequest)
+        try:
+            async with asyncio.timeout(request.wait_s):
+                while not self._ended(request):
+                    await self._changed.wait()
+        except TimeoutError:
+            pass  # answered as it stands
+        return await self._status(data, station)
+
+    def _ended(self, request: InstanceRequest) -> bool:
+        view = self.instances.get((request.workflow, request.id))
+        return view is not None and view.ended_at > 0
+
+    async def _exists(self, data: bytes, station: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=InstanceRequest)
+        nonce = self.nonces.get((request.workflow, request.id))
+        if nonce is None:
+            queued = await self._queued(request)
+            nonce = None if queued is None else queued.header(NONCE_HEADER)
+        if nonce is None:
+            return Answer(self.epoch, "not_found")
+        return Answer(self.epoch, "ok" if nonce == request.nonce else "exists")
+
+    async def _queued(self, request: InstanceRequest) -> Message | None:
+        station = StationId(1, station_number(request.id, self.stations))
+        return await self.bus.last_message(_subjects.queue_stream(self.account, request.workflow),
+                                           _subjects.queue(self.account, request.workflow, station, request.id))
+
+    async def _terminate(self, data: bytes, station: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=InstanceRequest)
+        if self._ended(request):
+            return Answer(self.epoch, "ended", "it is complete")
+        self.put(request.workflow, request.id, "terminated", ended_at=1)
+        return self._ok(self.instances[request.workflow, request.id])
+
+    async def _list(self, data: bytes, station: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=ListRequest)
+        number = StationId.parse(station).number
+        mine = [view for view in self.instances.values() if station_number(view.id, self.stations) == number
+                and request.workflow in ("", view.workflow) and request.status in ("", view.status)]
+        rows = mine[request.after:request.after + request.limit]
+        end = request.after + len(rows)
+        return self._ok(ListPage(rows, end if end < len(mine) else 0))
+
+    async def _report(self, data: bytes, station: str) -> Answer:
+        queues = [QueueView(workflow, committed) for workflow, committed in self.committed.items()]
+        return self._ok(StationView(station, "a", "session-a", self.epoch, 7, 3, 2, 70, queues=queues))
+
+    def _report_pods(self, message: Message) -> None:
+        for pod, session in self.pods:
+            view = PodView(pod, session, ["1.0"], 10, 3, 4, 0.5, {"census": "1"})
+            self.bus.respond(message, _pack(view))

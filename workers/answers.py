@@ -1,0 +1,352 @@
+"""Answers what clients ask the owner of a station: status, describe, wait, exists, terminate, list, report.
+
+A negative answer comes only from here (protocol rule 16): index, then the queue by leader read, then the index again.
+Every reply is gated by the session's deadline and carries the epoch (rule 24).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from toque import _subjects as subjects
+from toque._payload import to_json, to_msgpack
+from toque._protocol import (
+    LONG_POLL_S_MAX,
+    Answer,
+    DescribeView,
+    ErrorView,
+    InstanceRequest,
+    InstanceView,
+    ListPage,
+    ListRequest,
+    QueueView,
+    StationView,
+    StepView,
+    encode,
+    is_json,
+)
+from toque.errors import ToqueError
+from toque.storage import records as r
+from toque.storage.ports import BusError, BusTimeout, Message, NoResponders, Subscription
+from toque.workers.engine import Engine
+from toque.workers.station import Station
+
+LIST_LIMIT_MAX = 1000
+
+_log = structlog.get_logger("toque.answers")
+
+
+class Answers:
+    """The request subjects of one station."""
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        self._context = station.context
+        self._subscription: Subscription | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._operations: dict[str, tuple[type[Any], Callable[[Any, bool], Awaitable[Answer]]]] = {
+            "status": (InstanceRequest, self._status),
+            "describe": (InstanceRequest, self._describe),
+            "wait": (InstanceRequest, self._wait),
+            "exists": (InstanceRequest, self._exists),
+            "terminate": (InstanceRequest, self._terminate),
+            "list": (ListRequest, self._list),
+            "report": (ListRequest, self._report),
+        }
+
+    async def open(self) -> None:
+        subject = subjects.station_request(self._station.account, self._station.id, "*")
+        self._subscription = await self._context.bus.subscribe(subject, self._asked)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.close()
+        for task in self._tasks:
+            task.cancel()
+
+    def _asked(self, message: Message) -> None:
+        if message.reply:
+            task = asyncio.get_running_loop().create_task(self._serve(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, message: Message) -> None:
+        json = is_json(message.data)
+        try:
+            answer = await self._answer(message, json)
+        except (BusTimeout, BusError, NoResponders) as error:
+            answer = Answer(self._epoch, "retry", str(error))
+        except asyncio.CancelledError:
+            if not self._station.closed:
+                raise
+            answer = Answer(self._epoch, "moved", "the station is being handed over")
+        except ToqueError as error:
+            answer = Answer(self._epoch, "refused", str(error))
+        except Exception:  # the edge of the task: the caller must hear something  # noqa: BLE001
+            _log.exception("a request failed", subject=message.subject)
+            answer = Answer(self._epoch, "refused", "the owner failed on this request; its log says why")
+        if self._station.in_time() or answer.code == "moved":
+            self._context.bus.respond(message, encode(answer, json=json))
+
+    async def _answer(self, message: Message, json: bool) -> Answer:
+        name = message.subject.rpartition(".")[2]
+        operation = self._operations.get(name)
+        if operation is None:
+            return Answer(self._epoch, "refused", f"no operation {name!r}; there are {', '.join(self._operations)}")
+        shape, serve = operation
+        decode = msgspec.json.decode if json else msgspec.msgpack.decode
+        try:
+            request = decode(message.data or b"{}", type=shape)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            return Answer(self._epoch, "refused", f"the request cannot be read: {error}")
+        return await serve(request, json)
+
+    @property
+    def _epoch(self) -> int:
+        return self._station.commits.tail.header.epoch
+
+    def _value(self, value: Any, json: bool) -> Answer:
+        return Answer(self._epoch, value=msgspec.Raw(encode(value, json=json)))
+
+    def _not_found(self, request: InstanceRequest) -> Answer:
+        return Answer(self._epoch, "not_found", f"no instance {request.id!r} of workflow {request.workflow!r}")
+
+    # -- one instance --------------------------------------------------------------------------------------------------
+
+    async def _status(self, request: InstanceRequest, json: bool) -> Answer:
+        view = self._known(request, json) or await self._queued(request) or self._known(request, json)
+        return self._value(view, json) if view else self._not_found(request)
+
+    async def _wait(self, request: InstanceRequest, json: bool) -> Answer:
+        """Like status, but held back until the instance has ended, or `wait_s` is over."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters = self._station.waiters.setdefault((request.workflow, request.id), [])
+        waiters.append(waiter)  # before looking, so that no end is missed
+        try:
+            answer = await self._status(request, json)
+            view = self._known(request, json)
+            if answer.code != "ok" or (view is not None and r.Status[view.status.upper()].ended):
+                return answer
+            try:
+                await asyncio.wait_for(waiter, min(max(request.wait_s, 0.0), LONG_POLL_S_MAX))
+            except TimeoutError:
+                pass  # it goes on: the status says so
+            return await self._status(request, json)
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters and self._station.waiters.get((request.workflow, request.id)) is waiters:
+                del self._station.waiters[request.workflow, request.id]
+
+    async def _exists(self, request: InstanceRequest, json: bool) -> Answer:
+        """Whether the id belongs to the creation of this nonce (protocol rule 14)."""
+        nonce = self._nonce(request)
+        if nonce is None:
+            message = await self._queue_message(request)
+            nonce = message.header(subjects.NONCE_HEADER) if message else self._nonce(request)
+        if nonce is None:
+            return self._not_found(request)
+        if nonce == request.nonce:
+            return Answer(self._epoch)
+        return Answer(self._epoch, "exists", f"instance {request.id!r} of {request.workflow!r} belongs to another "
+                                             f"creation")
+
+    async def _describe(self, request: InstanceRequest, json: bool) -> Answer:
+        await self._context.store.flush()
+        serial = self._context.store.find(self._station.id, request.workflow, request.id)
+        if serial is None:
+            queued = await self._queued(request)
+            view = DescribeView(queued, []) if queued else None
+            return self._value(view, json) if view else self._not_found(request)
+        instance = self._known(request, json)
+        row = self._context.store.row(self._station.id, serial)
+        if instance is None or row is None:
+            return Answer(self._epoch, "retry", "the instance is being read back")
+        history = self._context.store.history(self._station.id, serial)
+        admitted = history[0]
+        params = msgspec.Raw(b"")
+        if isinstance(admitted, r.Admitted):
+            params = _params(admitted, json)
+        return self._value(DescribeView(instance, _steps(history, json), params, row.interruptions), json)
+
+    async def _terminate(self, request: InstanceRequest, json: bool) -> Answer:
+        station = self._station
+        engine = station.by_id.get((request.workflow, request.id))
+        if engine is not None and engine.blocked:
+            await self._context.store.flush()
+            engine = station.by_id.get((request.workflow, request.id))
+        if engine is None:
+            serial = self._context.store.find(station.id, request.workflow, request.id)
+            row = self._context.store.row(station.id, serial) if serial is not None else None
+            if row is not None and row.status.ended:
+                return self._already(row.status, request)
+            if serial is not None:
+                engine = station.load_engine(serial)
+            else:
+                message = await self._queue_message(request)
+                souschef = station.souschefs.get(request.workflow)
+                engine = station.by_id.get((request.workflow, request.id))  # it may have been admitted meanwhile
+                if engine is None and (message is None or souschef is None
+                                       or station.knows(request.workflow, request.id)):
+                    return Answer(self._epoch, "retry") if message is not None else self._not_found(request)
+                if engine is None and message is not None and souschef is not None:
+                    engine = station.admit(souschef, souschef.admitted(request.id, message, 0), into_slot=False)
+        if engine is None:
+            return self._not_found(request)
+        if engine.end is not None and not engine.unaccepted:
+            return self._already(engine.end.status, request)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        station.waiters.setdefault((request.workflow, request.id), []).append(ended)
+        engine.terminate()
+        await ended
+        return self._already(engine.end.status if engine.end else r.Status.TERMINATED, request)
+
+    def _already(self, status: r.Status, request: InstanceRequest) -> Answer:
+        if status is r.Status.TERMINATED:
+            return Answer(self._epoch)  # a repeat gets the first answer
+        return Answer(self._epoch, "ended", f"instance {request.id!r} of {request.workflow!r} is {status.label}")
+
+    # -- many ----------------------------------------------------------------------------------------------------------
+
+    async def _list(self, request: ListRequest, json: bool) -> Answer:
+        limit = max(1, min(request.limit, LIST_LIMIT_MAX))
+        rows = self._context.store.page(self._station.id, workflow=request.workflow, status=request.status,
+                                        after=request.after, limit=limit)
+        views = [self._row_view(row) for _, row in rows]
+        return self._value(ListPage(views, rows[-1][0] if len(rows) == limit else 0), json)
+
+    async def _report(self, request: ListRequest, json: bool) -> Answer:
+        station, context = self._station, self._context
+        counts: dict[str, dict[str, int]] = {}
+        for (workflow, status), count in context.store.counts(station.id).items():
+            if count:
+                counts.setdefault(workflow, {})[status] = count
+        live = sum(count for by_status in counts.values() for status, count in by_status.items()
+                   if not r.Status[status.upper()].ended)
+        queues = [
+            QueueView(name, max(souschef.committed, context.store.queue_position(station.id, name)), souschef.waiting,
+                      counts.get(name, {}))
+            for name, souschef in station.souschefs.items()
+        ]
+        header = station.commits.tail.header
+        view = StationView(str(station.id), context.pod, context.session.id, header.epoch, header.group, live,
+                           len(station.engines), station.commits.tail.sequence, station.restored_ms, queues)
+        return self._value(view, json)
+
+    # -- views ---------------------------------------------------------------------------------------------------------
+
+    def _nonce(self, request: InstanceRequest) -> str | None:
+        engine = self._station.by_id.get((request.workflow, request.id))
+        if engine is not None:
+            return engine.admitted.nonce
+        serial = self._context.store.find(self._station.id, request.workflow, request.id)
+        row = self._context.store.row(self._station.id, serial) if serial is not None else None
+        return row.nonce if row is not None else None
+
+    def _known(self, request: InstanceRequest, json: bool) -> InstanceView | None:
+        """From the index: what is in memory first, for it is newer than what is folded."""
+        engine = self._station.by_id.get((request.workflow, request.id))
+        if engine is not None:
+            return self._engine_view(engine, json)
+        serial = self._context.store.find(self._station.id, request.workflow, request.id)
+        row = self._context.store.row(self._station.id, serial) if serial is not None else None
+        if row is None or serial is None:
+            return None
+        view = self._row_view(row)
+        if row.status.ended:
+            end = self._context.store.history(self._station.id, serial)[-1]
+            if isinstance(end, r.Ended):
+                _add_end(view, end, json)
+        return view
+
+    def _row_view(self, row: r.InstanceRow) -> InstanceView:
+        blocked = "" if row.status.ended else (self._station.missing(row) or row.blocked_on)
+        return InstanceView(row.workflow, row.id, row.status.label, row.run, row.created_at, row.admitted_at,
+                            row.ended_at, row.wake_at, str(self._station.id), self._context.pod, blocked)
+
+    def _engine_view(self, engine: Engine, json: bool) -> InstanceView:
+        accepted = engine.unaccepted == 0
+        status = r.Status.WAITING if engine.resting else r.Status.RUNNING
+        view = InstanceView(
+            engine.admitted.workflow, engine.admitted.id, status.label, engine.run, engine.admitted.created_at,
+            engine.admitted.at, 0, engine.wake_at, str(self._station.id), self._context.pod, engine.blocked)
+        if engine.end is not None and accepted:  # an end is told only after its acceptance
+            view.status = engine.end.status.label
+            view.ended_at = engine.end.at
+            view.wake_at = 0
+            _add_end(view, engine.end, json)
+        return view
+
+    async def _queue_message(self, request: InstanceRequest) -> Message | None:
+        subject = subjects.queue(self._station.account, request.workflow, self._station.id, request.id)
+        try:
+            return await self._context.bus.last_message(
+                subjects.queue_stream(self._station.account, request.workflow), subject)
+        except BusError as error:
+            if error.code == BusError.STREAM_NOT_FOUND:
+                return None
+            raise
+
+    async def _queued(self, request: InstanceRequest) -> InstanceView | None:
+        message = await self._queue_message(request)
+        if message is None:
+            return None
+        return InstanceView(request.workflow, request.id, r.Status.QUEUED.label, created_at=message.time_ms,
+                            station=str(self._station.id), pod=self._context.pod, blocked_on="slot")
+
+
+def _error(failure: r.Failure) -> ErrorView:
+    return ErrorView(failure.type, failure.message, failure.traceback)
+
+
+def _raw(data: bytes, json: bool) -> msgspec.Raw:
+    return msgspec.Raw(to_json(data) if json else data)
+
+
+def _params(admitted: r.Admitted, json: bool) -> msgspec.Raw:
+    is_msgpack = admitted.content_type == "application/msgpack"
+    try:
+        if is_msgpack:
+            return _raw(admitted.params, json)
+        return msgspec.Raw(admitted.params if json else to_msgpack(admitted.params))
+    except (msgspec.MsgspecError, ToqueError, RecursionError, UnicodeDecodeError):
+        return msgspec.Raw(b"null" if json else b"\xc0")  # params that cannot be read: the instance's error says so
+
+
+def _add_end(view: InstanceView, end: r.Ended, json: bool) -> None:
+    if end.status is r.Status.COMPLETE:
+        view.output = _raw(end.output, json)
+    if end.failure is not None:
+        view.error = _error(end.failure)
+
+
+def _steps(history: list[r.Record], json: bool) -> list[StepView]:
+    steps: dict[tuple[str, str, int], StepView] = {}
+    for record in history:
+        match record:
+            case r.StepDone():
+                view = StepView("do", record.name, record.occurrence, "complete", record.attempt, record.started_at,
+                                record.at, output=_raw(record.result, json))
+            case r.StepFailed():
+                view = StepView("do", record.name, record.occurrence, "failed", record.attempt, record.started_at,
+                                record.at, error=_error(record.failure))
+            case r.AttemptFailed():
+                view = StepView("do", record.name, record.occurrence, "retrying", record.attempt, record.started_at,
+                                due=record.retry_at, error=_error(record.failure))
+            case r.SleepStarted():
+                view = StepView("sleep", record.name, record.occurrence, "sleeping", started_at=record.at,
+                                due=record.due)
+            case r.SleepDone():
+                begun = steps.get(("sleep", record.name, record.occurrence))
+                view = StepView("sleep", record.name, record.occurrence, "complete",
+                                started_at=begun.started_at if begun else 0, ended_at=record.at,
+                                due=begun.due if begun else 0)
+            case _:
+                continue
+        steps[view.kind, view.name, view.occurrence] = view
+    return list(steps.values())

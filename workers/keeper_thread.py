@@ -1,0 +1,166 @@
+"""Keeps the session on a thread, a loop and a connection of its own, and watches the pod's loop from there.
+
+A loop that user code blocks stops its round trips: the keeper then stops renewing, and this watch names what blocks it.
+If anything is still inside a callback when the session's time is over, the process ends here and now: a thread cannot be
+stopped in any other way, and another pod may be inside the same callback already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from toque._protocol import SessionRecord
+from toque.storage.ports import Bus, BusError, BusTimeout, Clock, NoResponders
+from toque.workers.attempt import Callbacks
+from toque.workers.session import RETRY_S, Session, SessionKeeper
+
+WATCH_S = 0.1
+STALL_S = 1.0
+FRAMES_SHOWN = 6
+EXIT_FENCED = 75
+
+_log = structlog.get_logger("toque.keeper")
+
+
+class Beat:
+    """When the pod's loop was last seen alive; written by that loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.at = clock.boottime()
+        self.thread = threading.get_ident()
+        self.loop = asyncio.get_running_loop()
+
+    def now(self) -> None:
+        self.at = self._clock.boottime()
+
+
+class KeeperThread:
+    """One session's keeper. Callbacks are called in the loop that made it."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Bus]], account: str, clock: Clock, session: Session, *,
+                 callbacks: Callbacks, beat: Beat, on_lost: Callable[[str], None]) -> None:
+        self._connect = connect
+        self._account = account
+        self._clock = clock
+        self._session = session
+        self._callbacks = callbacks
+        self._beat = beat
+        self._pod_loop = asyncio.get_running_loop()
+        self._on_lost = on_lost
+        self._opened: asyncio.Future[None] = self._pod_loop.create_future()
+        self._ended: asyncio.Future[None] = self._pod_loop.create_future()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._keeper: SessionKeeper | None = None
+        self._stalled = False
+        self._thread = threading.Thread(target=self._run, name="toque-session", daemon=True)
+
+    async def open(self) -> None:
+        """Start the thread and wait until the session's key is written."""
+        self._thread.start()
+        await self._opened
+
+    def announce(self, record: SessionRecord) -> None:
+        """Change what the session's key says."""
+        self._session.record = record
+        if self._loop is not None and self._keeper is not None:
+            self._loop.call_soon_threadsafe(self._keeper.announce, record)
+
+    async def leave(self) -> None:
+        """End the session, and the thread."""
+        loop, keeper = self._loop, self._keeper
+        if loop is None or keeper is None or self._ended.done():
+            return
+        asyncio.run_coroutine_threadsafe(keeper.leave(), loop)
+        await self._ended
+
+    # -- in the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._keep())
+        except BaseException as error:  # the edge of the thread: the pod must hear of it  # noqa: BLE001
+            self._post(self._failed, error)
+        else:
+            self._post(self._finish)
+
+    async def _keep(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        bus = await self._connect()
+        keeper = SessionKeeper(bus, self._account, self._clock, self._session, on_lost=self._lost)
+        try:
+            while True:
+                try:
+                    await keeper.open()
+                    break
+                except (BusTimeout, BusError, NoResponders):
+                    await asyncio.sleep(RETRY_S)
+            self._keeper = keeper
+            self._post(_resolve, self._opened)
+            watch = asyncio.create_task(self._watch())
+            await keeper.run()
+            while self._session.lost and self._callbacks.inside:  # fenced, and not out of the callbacks yet
+                await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(0)
+            if keeper.leaving is not None:
+                await keeper.leaving
+            watch.cancel()
+        finally:
+            await bus.close()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = self._clock.boottime()
+            if now >= self._session.expires_at and self._callbacks.inside:
+                _log.error("a callback outlived its session: the process ends", callbacks=self._callbacks.inside)
+                sys.stderr.flush()
+                os._exit(EXIT_FENCED)
+            stall = now - self._beat.at
+            if stall < STALL_S:
+                self._stalled = False
+            elif not self._stalled:
+                self._stalled = True
+                _log.error("the pod's loop is blocked", seconds=round(stall, 1), by=self._blocker(),
+                           remedy="make the callback a plain `def` (it then runs in a thread), or await inside it; "
+                                  "run() itself must only await steps")
+
+    def _blocker(self) -> str:
+        """What the pod's loop is doing now, as well as can be told from outside."""
+        task = asyncio.tasks._current_tasks.get(self._beat.loop)  # type: ignore[attr-defined]  # no public way
+        frame = sys._current_frames().get(self._beat.thread)
+        lines = traceback.format_stack(frame)[-FRAMES_SHOWN:] if frame is not None else []
+        name = task.get_name() if task is not None else "run() of an instance"
+        return f"{name}\n{''.join(lines)}"
+
+    def _lost(self, why: str) -> None:
+        self._post(self._on_lost, why)
+
+    def _post(self, callback: Callable[..., object], *args: object) -> None:
+        try:
+            self._pod_loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            _log.debug("the pod's loop is closed already")
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(error)
+        else:
+            self._session.lost = True
+            self._on_lost(f"its keeper failed: {type(error).__name__}: {error}")
+        _resolve(self._ended)
+
+    def _finish(self) -> None:
+        _resolve(self._ended)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

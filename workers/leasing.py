@@ -1,0 +1,92 @@
+"""The pod's side of its lease: one periodic request a second, and one at once when work waits for a slot."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from toque import _subjects as subjects
+from toque._protocol import LeaseAnswer, LeaseRequest
+from toque.storage.ports import Bus, BusTimeout, Message, NoResponders, Subscription
+from toque.workers.session import Session
+from toque.workers.slots import SPARE_SLOTS, Slots
+
+PERIOD_S = 1.0
+HUNGRY_PAUSE_S = 0.02  # between immediate requests
+TIMEOUT_S = 1.0
+
+_answer_decoder = msgspec.msgpack.Decoder(LeaseAnswer)
+
+
+class Leasing:
+    """Keeps `slots.ceiling` at what the Gatekeeper grants this session. At most one request is open."""
+
+    def __init__(self, bus: Bus, account: str, session: Session, slots: Slots, *, slots_max: int) -> None:
+        self._bus = bus
+        self._account = account
+        self._session = session
+        self._slots = slots
+        self._slots_max = slots_max
+        self._number = 0
+        self._epoch = 0
+        self._target = slots_max
+        self._news = asyncio.Event()
+        self._nudges: Subscription | None = None
+        self.leased = 0
+        self.wanted = 0
+        self.requests = 0
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        self._nudges = await self._bus.subscribe(subjects.gatekeeper_nudge(self._account), self._nudged)
+        try:
+            while True:
+                await self._ask()
+                self._news.clear()
+                try:
+                    await asyncio.wait_for(self._news.wait(), PERIOD_S)
+                    await asyncio.sleep(HUNGRY_PAUSE_S)
+                except TimeoutError:
+                    pass  # the period is over: an ordinary request
+        finally:
+            self._slots.set_ceiling(0)
+            await self._nudges.close()
+
+    def ask_soon(self) -> None:
+        """Work waits and no slot is free."""
+        if self._slots.demand > self.leased:
+            self._news.set()
+
+    def _nudged(self, _: Message) -> None:
+        self._news.set()
+
+    async def _ask(self) -> None:
+        if not self._session.in_time():
+            return
+        slots = self._slots
+        self._number += 1
+        demand = min(self._demand(), self._slots_max)
+        self.wanted = min(max(demand, SPARE_SLOTS), self._slots_max)
+        ceiling = max(min(self.leased, self._target), slots.in_use)
+        slots.set_ceiling(min(self.leased, max(self._target, 0)))  # lowered first, reported after
+        request = LeaseRequest(self._session.id, self._number, demand, self.wanted, ceiling)
+        self.requests += 1
+        try:
+            reply = await self._bus.request(subjects.gatekeeper(self._account), msgspec.msgpack.encode(request),
+                                            timeout_s=TIMEOUT_S)
+            answer = _answer_decoder.decode(reply.data)
+        except (BusTimeout, NoResponders, msgspec.MsgspecError):
+            return  # no Gatekeeper just now: what is leased stays leased
+        if answer.code == "ok" and answer.epoch >= self._epoch and self._session.in_time():
+            self._epoch = answer.epoch
+            self.leased = answer.slots
+            self._target = answer.target
+            slots.set_ceiling(min(answer.slots, answer.target))
+            if answer.target < answer.slots:
+                self._news.set()
+
+    def _demand(self) -> int:
+        """What the pod sees; twice as much when every pull came back full, for the queue may be deep."""
+        demand = self._slots.demand
+        return demand * 2 if demand > self._slots.ceiling else demand

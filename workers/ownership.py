@@ -1,0 +1,306 @@
+"""Decides which stations this pod claims and hands over, and carries it out (protocol rules 1, 6 and 8).
+
+A claim is a compare-and-append on the tail of a station whose owner released it or whose session was ended. Any pod may
+try at any time; the journal decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from toque import _subjects as subjects
+from toque._protocol import SessionRecord
+from toque._subjects import StationId
+from toque.errors import ToqueError
+from toque.storage import records as r
+from toque.storage.journal import Abandoned, Deposed, JournalHalted, Tail
+from toque.storage.ports import BusError, BusTimeout, Message, NoResponders, Subscription
+from toque.workers.answers import Answers
+from toque.workers.gatekeeper import SWEEP_EVERY_S, Gatekeeper
+from toque.workers.session import end_session
+from toque.workers.spread import spread
+from toque.workers.station import Station
+
+if TYPE_CHECKING:
+    from toque.storage.group_commit import GroupCommit
+    from toque.workers.context import PodContext
+
+TICK_S = 0.5
+RELEASED_ANYONE_S = 2.0  # so long a released station waits for the successor that was named
+MOVE_PATIENCE_S = 30.0
+MOVE_AGAIN_S = 10.0  # after a move that a callback held up
+
+_log = structlog.get_logger("toque.ownership")
+
+
+class Ownership:
+    """The stations of one pod under one session."""
+
+    def __init__(self, context: PodContext, *, on_change: Callable[[], None],
+                 on_station: Callable[[Station], None], on_gone: Callable[[StationId], None],
+                 on_halted: Callable[[ToqueError], None]) -> None:
+        self._context = context
+        self._on_change = on_change
+        self._on_station = on_station
+        self._on_gone = on_gone
+        self._on_halted = on_halted
+        self.stations: dict[StationId, Station] = {}
+        self._answers: dict[StationId, Answers] = {}
+        self._gates: dict[StationId, tuple[Gatekeeper, Subscription, asyncio.Task[None]]] = {}
+        self._moving: dict[StationId, asyncio.Task[None]] = {}
+        self._not_before: dict[StationId, float] = {}
+        self._released_at: dict[StationId, float] = {}
+        self._news = asyncio.Event()
+        self.leaving = False
+        context.control.on_change(lambda what: self._news.set())
+
+    def all_stations(self) -> list[StationId]:
+        return [StationId(generation, number) for generation, count in self._context.control.layout.generations
+                for number in range(count)]
+
+    async def run(self) -> None:
+        """Claim and move until cancelled."""
+        hint = await self._context.bus.subscribe(subjects.released(self._context.account), self._hinted)
+        try:
+            while True:
+                if self._context.session.in_time() and not self.leaving:
+                    await self._tick()
+                try:
+                    await asyncio.wait_for(self._news.wait(), TICK_S)
+                except TimeoutError:
+                    pass  # the ordinary look
+                self._news.clear()
+        finally:
+            await hint.close()
+
+    def _hinted(self, _: Message) -> None:
+        self._news.set()
+
+    # -- what should be where ------------------------------------------------------------------------------------------
+
+    def _wanted(self) -> tuple[dict[StationId, str], dict[str, SessionRecord]]:
+        """The session that each station should be with, and the sessions by id."""
+        live = {record.session: record for record in self._context.control.live_sessions() if not record.leaving}
+        mine = self._context.session
+        if not mine.lost and not mine.record.leaving:
+            live[mine.id] = mine.record
+        able = max((len(record.workflows) for record in live.values()), default=0)
+        pods = [session for session, record in live.items() if len(record.workflows) == able]
+        owners: dict[StationId, str] = {}
+        for session, record in live.items():
+            for text in record.stations:
+                owners[StationId.parse(text)] = session
+        for station in self.stations:
+            owners[station] = mine.id
+        return spread(self.all_stations(), pods, owners), live
+
+    async def _tick(self) -> None:
+        wanted, _ = self._wanted()
+        mine = self._context.session.id
+        for station, session in wanted.items():
+            held = self.stations.get(station)
+            if held is None and session == mine:
+                try:
+                    await self._claim(station)
+                except (BusTimeout, BusError, NoResponders) as error:
+                    _log.info("claim put off", station=str(station), why=str(error))
+                except JournalHalted as error:
+                    _log.error("station halted", station=str(station), why=str(error))
+                    self._not_before[station] = self._now() + MOVE_AGAIN_S
+            elif held is not None and session != mine and self._may_move(station):
+                self._moving[station] = asyncio.get_running_loop().create_task(self._move(held, session))
+
+    def _may_move(self, station: StationId) -> bool:
+        return station not in self._moving and self._now() >= self._not_before.get(station, 0.0)
+
+    def _now(self) -> float:
+        return self._context.clock.boottime()
+
+    # -- claiming ------------------------------------------------------------------------------------------------------
+
+    async def _claim(self, station: StationId) -> None:
+        if self._now() < self._not_before.get(station, 0.0):
+            return
+        context = self._context
+        session = context.session
+        tail = await context.journal.tail(station)
+        if not await self._may_claim(station, tail):
+            return
+        started = time.perf_counter()
+        epoch = tail.position.header.epoch + 1 if tail else 1
+        number = tail.position.header.group + 1 if tail else 1
+        body = r.join_records([r.encode_record(r.Claim(0, 0, 0, context.broker_time.now_ms(), context.pod, session.id))])
+        header = r.GroupHeader(epoch, session.id, number, r.crc_of(body))
+        try:
+            sequence = await context.journal.append(station, header, body, may_send=session.in_time,
+                                                    expected=tail.position.sequence if tail else 0)
+        except (Deposed, Abandoned):
+            return  # somebody else was first, or our session is over
+        position = r.Position(sequence, header)
+        await self._restore(station, sequence)
+        if not session.in_time():
+            return
+        held = Station(context, station, position, on_lost=self._lost)
+        self.stations[station] = held
+        released = tail is None or tail.released is not None
+        await self._open(held, "" if released or tail is None else tail.position.header.session)
+        held.restored_ms = int((time.perf_counter() - started) * 1000)
+        _log.info("station claimed", station=str(station), epoch=epoch, restored_ms=held.restored_ms)
+
+    async def _may_claim(self, station: StationId, tail: Tail | None) -> bool:
+        context = self._context
+        if tail is None:
+            return True
+        if tail.released is not None:
+            successor = tail.released.successor
+            since = self._released_at.setdefault(station, self._now())
+            known = context.control.sessions.get(successor)
+            gone = successor == "" or known is None or not known.live
+            return successor == context.session.id or gone or self._now() - since >= RELEASED_ANYONE_S
+        self._released_at.pop(station, None)
+        owner = tail.position.header.session
+        if owner == context.session.id:
+            return True  # our own epoch, given up in memory: claim above it
+        seen = context.control.sessions.get(owner)
+        if seen is not None and seen.live:
+            return False
+        ended = await end_session(context.bus, context.account, owner, reason="expired", by=context.session.id)
+        return ended is not None
+
+    async def _restore(self, station: StationId, until: int) -> None:
+        """Bring the store up to the claim: from where it stands if the journal knows that place, else from the start."""
+        context = self._context
+        await context.store.flush()
+        position = context.store.position(station)
+        if position is not None and not await context.journal.holds(position):
+            _log.warning("local state set aside", station=str(station), why="the journal does not hold its position")
+            context.store.drop(station)
+            position = None
+        async for group in context.journal.read(station, after=position, until=until):
+            context.store.apply(group)
+        await context.store.flush()
+
+    async def _open(self, held: Station, interrupted_by: str) -> None:
+        self._released_at.pop(held.id, None)
+        answers = Answers(held)
+        self._answers[held.id] = answers
+        await held.load(interrupted_by=interrupted_by)
+        await answers.open()
+        if held.id == self._gatekeeper_station():
+            await self._open_gatekeeper(held)
+        self._on_station(held)
+        self._on_change()
+
+    # -- Gatekeeper ----------------------------------------------------------------------------------------------------
+
+    def _gatekeeper_station(self) -> StationId:
+        return StationId(self._context.control.layout.generations[-1][0], 0)
+
+    async def _open_gatekeeper(self, held: Station) -> None:
+        context = self._context
+
+        def commit(record: r.Record) -> asyncio.Future[None]:
+            return asyncio.ensure_future(_committed(held.commits, record))
+
+        gatekeeper = Gatekeeper(
+            context.store.leases(held.id), context.control, context.clock, epoch=held.commits.tail.header.epoch,
+            commit=commit, now_ms=held.now_ms, respond=context.bus.respond, in_time=held.in_time,
+            nudge=lambda: context.bus.emit(subjects.gatekeeper_nudge(context.account), b""))
+        subscription = await context.bus.subscribe(subjects.gatekeeper(context.account), gatekeeper.handle)
+        self._gates[held.id] = (gatekeeper, subscription, asyncio.get_running_loop().create_task(_sweep(gatekeeper)))
+
+    def _stop_gatekeeper(self, station: StationId) -> None:
+        """From here on it writes no record."""
+        if station in self._gates:
+            self._gates[station][0].closed = True
+
+    async def _close_gatekeeper(self, station: StationId) -> None:
+        self._stop_gatekeeper(station)
+        gate = self._gates.pop(station, None)
+        if gate is not None:
+            _, subscription, sweeper = gate
+            sweeper.cancel()
+            await subscription.close()
+
+    # -- giving up -----------------------------------------------------------------------------------------------------
+
+    async def _move(self, held: Station, successor: str) -> None:
+        try:
+            moved = await self._hand_over(held, successor, MOVE_PATIENCE_S, ending=False)
+            if not moved:
+                self._not_before[held.id] = self._now() + MOVE_AGAIN_S
+        finally:
+            self._moving.pop(held.id, None)
+
+    async def _hand_over(self, held: Station, successor: str, patience_s: float, *, ending: bool) -> bool:
+        self._on_gone(held.id)
+        moved = await held.hand_over(successor, patience_s=patience_s, ending=ending,
+                                     before_release=lambda: self._stop_gatekeeper(held.id))
+        if moved:
+            await self._close_gatekeeper(held.id)
+            await self._forget(held)
+            self._context.bus.emit(subjects.released(self._context.account), str(held.id).encode())
+            _log.info("station released", station=str(held.id), successor=successor)
+        elif not held.closed and not ending:
+            self._on_station(held)
+        return moved
+
+    async def hand_over_all(self, patience_s: float) -> bool:
+        """Release every station, each as soon as it is quiet. True when none is left."""
+        self.leaving = True
+        for task in list(self._moving.values()):
+            task.cancel()
+        others = [record.session for record in self._context.control.live_sessions()
+                  if record.session != self._context.session.id and not record.leaving]
+        targets = spread(self.all_stations(), others, {})
+        await asyncio.gather(*(
+            self._hand_over(held, targets.get(held.id, ""), patience_s, ending=True)
+            for held in list(self.stations.values())
+        ))
+        return not self.stations
+
+    async def drop_all(self) -> None:
+        """The session is lost: every engine leaves memory."""
+        for task in list(self._moving.values()):
+            task.cancel()
+        for held in list(self.stations.values()):
+            self._on_gone(held.id)
+            await self._close_gatekeeper(held.id)
+            await held.close()
+            await self._forget(held)
+
+    def _lost(self, held: Station, error: ToqueError) -> None:
+        """The station's epoch is over: deposed, halted, or abandoned at the deadline."""
+        _log.warning("station lost", station=str(held.id), why=str(error))
+        if isinstance(error, JournalHalted):
+            self._on_halted(error)
+        self._on_gone(held.id)
+        asyncio.get_running_loop().create_task(self._drop(held))
+
+    async def _drop(self, held: Station) -> None:
+        await self._close_gatekeeper(held.id)
+        await held.close()
+        await self._forget(held)
+
+    async def _forget(self, held: Station) -> None:
+        if self.stations.get(held.id) is held:
+            del self.stations[held.id]
+        answers = self._answers.pop(held.id, None)
+        if answers is not None:
+            await answers.close()
+        self._on_change()
+
+
+async def _committed(commits: GroupCommit, record: r.Record) -> None:
+    await commits.commit(record)
+
+
+async def _sweep(gatekeeper: Gatekeeper) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_EVERY_S)
+        gatekeeper.sweep()

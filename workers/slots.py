@@ -1,0 +1,126 @@
+"""The slots that a pod may use now, and who gets the next one: woken before new, older first, max-min over SousChefs."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from typing import Protocol
+
+SPARE_SLOTS = 64  # asked for beyond the work in sight, so that an idle system starts at once
+PREFETCH_MAX = 256
+DISPATCH_BURST_MAX = 256  # starts in one turn of the loop
+
+
+class Waker(Protocol):
+    """A station, as far as slots go."""
+
+    closed: bool
+
+    def start_woken(self, serial: int) -> bool:
+        """Load a woken instance into the slot just taken. False: it needs none any more."""
+        ...
+
+
+class Source(Protocol):
+    """A SousChef, as far as slots go."""
+
+    slots_in_use: int
+
+    @property
+    def can_admit(self) -> bool:
+        """Whether a queued creation waits here that could be admitted now."""
+        ...
+
+    @property
+    def waiting(self) -> int: ...
+
+    def admit_next(self) -> bool:
+        """Admit one into the slot just taken. False: there was none after all."""
+        ...
+
+
+class Slots:
+    """One pod's slots. `ceiling` is what it holds itself to; instances above a lowered one run to their next wait."""
+
+    def __init__(self, *, may_start: Callable[[], bool]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._may_start = may_start
+        self.ceiling = 0
+        self.in_use = 0
+        self.sources: list[Source] = []
+        self._woken: list[tuple[int, int, Waker, int]] = []
+        self._woken_count = 0
+        self._scheduled = False
+        self.on_start: Callable[[], None] = lambda: None  # after each dispatch: queues may pull again
+        self.on_hunger: Callable[[], None] = lambda: None  # work waits and no slot is free
+
+    @property
+    def free(self) -> int:
+        return max(0, self.ceiling - self.in_use)
+
+    @property
+    def demand(self) -> int:
+        """Slots for the work that the pod sees."""
+        return self.in_use + len(self._woken) + sum(source.waiting for source in self.sources)
+
+    @property
+    def prefetch(self) -> int:
+        return max(1, min(PREFETCH_MAX, self.ceiling // 4))
+
+    def set_ceiling(self, ceiling: int) -> None:
+        self.ceiling = ceiling
+        self.kick()
+
+    def wake(self, due: int, waker: Waker, serial: int) -> None:
+        """A waiting instance wants to go on; those due first go first."""
+        self._woken_count += 1
+        heapq.heappush(self._woken, (due, self._woken_count, waker, serial))
+        self.kick()
+
+    def give_back(self) -> None:
+        self.in_use -= 1
+        assert self.in_use >= 0, "a slot was given back twice"
+        self.kick()
+
+    def kick(self) -> None:
+        """Dispatch soon."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        if not self._may_start():
+            return
+        for _ in range(DISPATCH_BURST_MAX):
+            if self.in_use >= self.ceiling:
+                break
+            if not self._start_one():
+                break
+        else:
+            self.kick()
+        self.on_start()
+        hungry = bool(self._woken) or any(source.can_admit for source in self.sources)
+        if self.in_use >= self.ceiling and hungry:
+            self.on_hunger()
+
+    def _start_one(self) -> bool:
+        while self._woken:
+            _, _, waker, serial = heapq.heappop(self._woken)
+            if waker.closed:
+                continue
+            self.in_use += 1
+            if waker.start_woken(serial):
+                return True
+            self.in_use -= 1
+        best: Source | None = None
+        for source in self.sources:
+            if source.can_admit and (best is None or source.slots_in_use < best.slots_in_use):
+                best = source
+        if best is None:
+            return False
+        self.in_use += 1
+        if not best.admit_next():
+            self.in_use -= 1
+        return True

@@ -1,0 +1,363 @@
+"""A station under one epoch of one session: its group commit, its SousChefs, its engines, its timers.
+
+A Station lives from an accepted claim to its release or loss, and is never reused: whoever owns the station again, the
+same pod too, claims again and reads back from the store. When the epoch is lost the engines leave memory at once, and
+nothing of what they had pending has left them (protocol rules 2, 7 and 18).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from toque import _subjects as subjects
+from toque._subjects import StationId
+from toque.errors import ToqueError
+from toque.storage import records as r
+from toque.storage.group_commit import Acceptance, GroupCommit
+from toque.storage.ports import BusError, BusTimeout, Message, NoResponders
+from toque.workers.context import PodContext
+from toque.workers.engine import INTERRUPTIONS_MAX, Engine
+from toque.workers.replay import Replay
+from toque.workers.souschef import SousChef
+from toque.workflow import Workflow, workflow_version
+
+TIMER_SCAN_S = 0.5
+TIMER_HORIZON_MS = 1500
+TIMERS_PER_SCAN = 10_000
+QUIET_POLL_S = 0.01
+DEAD_RETRY_S = 0.5
+
+_log = structlog.get_logger("toque.station")
+
+
+class Station:
+    """See the module. Is the Host of its engines and the Waker of its waiting instances."""
+
+    def __init__(self, context: PodContext, station: StationId, tail: r.Position, *,
+                 on_lost: Callable[[Station, ToqueError], None]) -> None:
+        self.context = context
+        self.id = station
+        self.account = context.account
+        self.env = context.env
+        self.callbacks = context.callbacks
+        self.inside = 0
+        self.closed = False
+        self.frozen = False  # it is being handed over: nothing is admitted, woken or entered
+        self.restored_ms = 0
+        self.engines: dict[int, Engine] = {}
+        self.by_id: dict[tuple[str, str], Engine] = {}
+        self.souschefs: dict[str, SousChef] = {}
+        self.waiters: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
+        self.on_group: Callable[[r.Group], None] = lambda group: None
+        self._on_lost = on_lost
+        self._session = context.session
+        self._loop = asyncio.get_running_loop()
+        self._next_serial = context.store.highest_serial(station) + 1
+        self._leaving: deque[tuple[int, Engine]] = deque()
+        self._armed: dict[int, asyncio.TimerHandle | None] = {}  # serial → its timer; None: it waits for a slot
+        self._at_gate: list[Engine] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.commits = GroupCommit(
+            context.journal, context.store, station, tail, may_send=self._session.in_time,
+            on_accepted=self._group_accepted, on_lost=self._commits_lost)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def load(self, *, interrupted_by: str) -> None:
+        """Take up what lives here. `interrupted_by`: the session that ended without releasing the station, or ""."""
+        running = [(serial, row) for serial, row in self.context.store.unended(self.id)
+                   if row.status is r.Status.RUNNING]
+        if interrupted_by and running:
+            now = self.now_ms()
+            acceptance = Acceptance()
+            for serial, row in running:
+                acceptance = Acceptance()
+                self.commits.add(r.Interrupted(serial, row.run, row.seq + 1, now, interrupted_by), acceptance)
+            await acceptance.future  # groups are accepted in order: the last one is enough
+            await self.context.store.flush()
+        for serial, _ in running:
+            self._want_slot(0, serial)
+        for workflow, flow in self.context.app.workflows.items():
+            self.souschefs[workflow] = SousChef(self, workflow, flow)
+        self._spawn(self._scan_timers())
+
+    async def hand_over(self, successor: str, *, patience_s: float, ending: bool,
+                        before_release: Callable[[], None]) -> bool:
+        """Release the station (protocol rule 6). False, and still the owner, when callbacks did not end in time.
+
+        No callback is entered meanwhile. After `patience_s` async callbacks that are still inside are cut, unless the
+        pod is `ending`: then its exit cuts them, as an interruption. A thread cannot be cut: the station stays.
+        """
+        self.frozen = True
+        give_up = self._loop.time() + patience_s
+        while not self.closed:
+            if self.inside and self._loop.time() < give_up:
+                await asyncio.sleep(QUIET_POLL_S)
+            elif self.inside and (ending or self.callbacks_in_threads):
+                self._unfreeze()
+                return False
+            elif not self.inside and self.commits.idle:
+                break
+            elif self.inside:
+                for engine in self.engines.values():
+                    if engine.inside:
+                        engine.cut()
+                await asyncio.sleep(QUIET_POLL_S)
+            else:
+                await self.commits.drained()
+        if self.closed:
+            return False
+        before_release()
+        for engine in self.engines.values():
+            engine.cut()
+        await self.commits.seal(r.Released(0, 0, 0, self.now_ms(), successor))
+        await self.close()
+        return True
+
+    @property
+    def callbacks_in_threads(self) -> bool:
+        return any(engine.threads_inside for engine in self.engines.values())
+
+    async def close(self) -> None:
+        """Leave memory: engines are cut, slots given back. What was pending is dropped."""
+        if self.closed:
+            return
+        self.closed = True
+        self.commits.close()
+        for task in self._tasks:
+            task.cancel()
+        for timer in self._armed.values():
+            if timer is not None:
+                timer.cancel()
+        for engine in list(self.engines.values()):
+            engine.cut()
+            self._release_slot(engine)
+        self.engines.clear()
+        self.by_id.clear()
+        for waiters in self.waiters.values():
+            for waiter in waiters:
+                waiter.cancel()
+        self.waiters.clear()
+
+    def _unfreeze(self) -> None:
+        self.frozen = False
+        self._open_gate()
+        self.context.slots.kick()
+
+    def _commits_lost(self, error: ToqueError) -> None:
+        self._on_lost(self, error)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- the engines' host ---------------------------------------------------------------------------------------------
+
+    def commit(self, record: r.Record, engine: Engine) -> None:
+        self.commits.add(record, engine)
+
+    def now_ms(self) -> int:
+        return self.context.broker_time.now_ms()
+
+    def random(self) -> float:
+        return self.context.rng.random()
+
+    def in_time(self) -> bool:
+        return self._session.in_time() and not self.closed
+
+    def may_enter(self) -> bool:
+        return not self.frozen and not self.commits.full and self.in_time() and not self.context.journal.trouble
+
+    def may_admit(self) -> bool:
+        """Whether a creation may be admitted now."""
+        return not self.frozen and not self.closed and not self.commits.full
+
+    def enter_later(self, engine: Engine) -> None:
+        if not self._at_gate:
+            self.commits.when_room(self._open_gate)
+        self._at_gate.append(engine)
+
+    def _open_gate(self) -> None:
+        waiting, self._at_gate = self._at_gate, []
+        for engine in waiting:
+            engine.enter()
+
+    def engine_rests(self, engine: Engine) -> None:
+        self._release_slot(engine)
+        self._leave_when_folded(engine)
+
+    def engine_ended(self, engine: Engine) -> None:
+        self._answer_waiters(engine)
+        if not engine.has_slot:
+            self._leave_when_folded(engine)
+
+    def engine_left(self, engine: Engine) -> None:
+        self._release_slot(engine)
+        self._leave_when_folded(engine)
+
+    def engine_blocked(self, engine: Engine, reason: str) -> None:
+        _log.warning("instance held", instance=engine.title, station=str(self.id), why=reason)
+
+    def _release_slot(self, engine: Engine) -> None:
+        if engine.has_slot:
+            engine.has_slot = False
+            souschef = self.souschefs.get(engine.admitted.workflow)
+            if souschef is not None:
+                souschef.slots_in_use -= 1
+            self.context.slots.give_back()
+
+    def _take_slot(self, engine: Engine) -> None:
+        engine.has_slot = True
+        souschef = self.souschefs.get(engine.admitted.workflow)
+        if souschef is not None:
+            souschef.slots_in_use += 1
+
+    # -- acceptance and folding ----------------------------------------------------------------------------------------
+
+    def _group_accepted(self, group: r.Group) -> Callable[[], None]:
+        for record in group.records:
+            if type(record) is r.Admitted or type(record) is r.Parked:
+                if record.queue_sequence:
+                    souschef = self.souschefs.get(record.workflow)
+                    if souschef is not None:
+                        souschef.was_accepted(record.queue_sequence)
+        self.on_group(group)
+        number = group.position.header.group
+        return lambda: self._folded(number)
+
+    def _leave_when_folded(self, engine: Engine) -> None:
+        if not engine.leaving and not self.closed:
+            engine.leaving = True
+            self._leaving.append((self.commits.tail.header.group, engine))
+
+    def _folded(self, number: int) -> None:
+        while self._leaving and self._leaving[0][0] <= number:
+            _, engine = self._leaving.popleft()
+            engine.leaving = False
+            over = engine.ended or bool(engine.blocked)
+            if engine.has_slot or engine.unaccepted or (not over and not engine.resting):
+                continue  # it was woken or changed meanwhile: it leaves another time
+            engine.cut()
+            if self.engines.get(engine.serial) is engine:
+                del self.engines[engine.serial]
+                del self.by_id[engine.admitted.workflow, engine.admitted.id]
+
+    def _answer_waiters(self, engine: Engine) -> None:
+        for waiter in self.waiters.pop((engine.admitted.workflow, engine.admitted.id), ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- admission -----------------------------------------------------------------------------------------------------
+
+    def new_serial(self) -> int:
+        serial = self._next_serial
+        self._next_serial += 1
+        return serial
+
+    def knows(self, workflow: str, instance_id: str) -> bool:
+        """Whether the id is known here: in memory (every record not yet folded is), or in the index."""
+        return ((workflow, instance_id) in self.by_id
+                or self.context.store.find(self.id, workflow, instance_id) is not None)
+
+    def admit(self, souschef: SousChef, admitted: r.Admitted, *, into_slot: bool) -> Engine:
+        """Commit a creation; its run() begins after the acceptance."""
+        engine = self._hold(souschef.flow, admitted.serial, Replay([admitted]))
+        if into_slot:
+            self._take_slot(engine)
+        engine.admit()
+        return engine
+
+    def park(self, record: r.Parked, message: Message) -> None:
+        """Set a message aside that cannot become an instance: published first, then recorded; killed between, again."""
+        self._spawn(self._park(record, message))
+
+    async def _park(self, record: r.Parked, message: Message) -> None:
+        headers = {subjects.REASON_HEADER: record.reason, subjects.ORIGIN_HEADER: message.subject}
+        while True:
+            try:
+                await self.context.bus.publish(subjects.dead(self.account, "create", record.workflow), message.data,
+                                               headers)
+                break
+            except (BusTimeout, BusError, NoResponders) as error:
+                _log.warning("a message could not be parked yet", subject=message.subject, error=str(error))
+                await asyncio.sleep(DEAD_RETRY_S)
+        _log.warning("message parked", subject=message.subject, reason=record.reason)
+        await self.commits.commit(record)
+
+    def _hold(self, flow: type[Workflow[Any, Any]], serial: int, replay: Replay) -> Engine:
+        engine = Engine(self, flow, serial, replay)
+        self.engines[serial] = engine
+        self.by_id[engine.admitted.workflow, engine.admitted.id] = engine
+        return engine
+
+    # -- waking --------------------------------------------------------------------------------------------------------
+
+    def start_woken(self, serial: int) -> bool:
+        self._armed.pop(serial, None)
+        engine = self.engines.get(serial)
+        if engine is not None:
+            due = engine.resting and not engine.ended and engine.wake_at <= self.now_ms()
+            if engine.has_slot or not due:
+                return False
+            self._take_slot(engine)
+            engine.wake()
+            return True
+        row = self.context.store.row(self.id, serial)
+        if row is None or row.status.ended or self.missing(row):
+            return False
+        engine = self.load_engine(serial)
+        self._take_slot(engine)
+        if row.interruptions >= INTERRUPTIONS_MAX:
+            engine.hold(f"interrupted {row.interruptions} times at one position: its pod ended each time")
+        else:
+            engine.start()
+        return True
+
+    def load_engine(self, serial: int) -> Engine:
+        """Read an instance back into memory, without entering run()."""
+        replay = Replay(self.context.store.history(self.id, serial))
+        assert replay.admitted is not None, f"instance {serial} of station {self.id} has no Admitted record"
+        flow = self.context.app.workflows.get(replay.admitted.workflow, Workflow)
+        return self._hold(flow, serial, replay)
+
+    def missing(self, row: r.InstanceRow) -> str:
+        """What this pod's app lacks to run the instance, or ""."""
+        flow = self.context.app.workflows.get(row.workflow)
+        if flow is None:
+            return f"version: pod {self.context.pod} does not have workflow {row.workflow!r}"
+        if workflow_version(flow) != row.version:
+            return (f"version: pod {self.context.pod} has version {workflow_version(flow)!r} of {row.workflow!r}, the "
+                    f"instance needs {row.version!r}")
+        return ""
+
+    def _want_slot(self, due: int, serial: int) -> None:
+        self._armed[serial] = None
+        self.context.slots.wake(due, self, serial)
+
+    async def _scan_timers(self) -> None:
+        """Bring the timers that are due soon into memory; the others stay in the store."""
+        while True:
+            if self.context.broker_time.ready and not self.frozen:
+                now = self.now_ms()
+                for due, serial in self.context.store.due(self.id, now + TIMER_HORIZON_MS, TIMERS_PER_SCAN):
+                    engine = self.engines.get(serial)
+                    if serial not in self._armed and (engine is None or not engine.has_slot):
+                        self._arm(due, serial, now)
+            await asyncio.sleep(TIMER_SCAN_S)
+
+    def _arm(self, due: int, serial: int, now: int) -> None:
+        delay_s = max(0, due - now) / 1000
+        self._armed[serial] = self._loop.call_later(delay_s, self._fire, due, serial)
+
+    def _fire(self, due: int, serial: int) -> None:
+        now = self.now_ms()
+        if due > now:
+            self._arm(due, serial, now)
+        else:
+            self._want_slot(due, serial)
