@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Protocol
 
 from toque._subjects import StationId
@@ -147,13 +148,10 @@ class GroupCommit:
         self._sender = self._loop.create_task(self._append(header, body, batch))
 
     def _take(self) -> list[tuple[bytes, Record, Listener]]:
-        count, size = min(len(self._pending), GROUP_RECORDS_MAX), 0
+        count = min(len(self._pending), GROUP_RECORDS_MAX)
         if self._pending_bytes > GROUP_BYTES_MAX:
-            for count, (encoded, _, _) in enumerate(self._pending[:count], 1):  # count is the result
-                size += len(encoded)
-                if size > GROUP_BYTES_MAX:
-                    count = max(1, count - 1)
-                    break
+            sizes = accumulate(len(encoded) for encoded, _, _ in self._pending[:count])
+            count = max(1, sum(size <= GROUP_BYTES_MAX for size in sizes))
         batch, self._pending = self._pending[:count], self._pending[count:]
         self._pending_bytes -= sum(len(encoded) for encoded, _, _ in batch)
         return batch

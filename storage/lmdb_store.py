@@ -1,8 +1,9 @@
 """The Store on LMDB: one environment per pod directory, one writer thread, groups folded only after their acceptance.
 
-The environment is a cache of the journal (protocol rule 3). It is written without fsync and synced each second, so after
+The environment is a cache of the journal (protocol rule 3), so it is written without fsync, but at a clean close. After
 a power cut it may be torn: `open` sets it aside when the host has booted since without a clean close, when its identity
-or format is another's, or when a value's CRC does not hold. What is set aside is rebuilt from the journal.
+or format is another's, or when a value's CRC does not hold. What is set aside is rebuilt from the journal. A kill -9 is
+no reason: what the process had written is in the kernel's hands.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from toque.storage.records import FORMAT, Group
 
 MAP_BYTES = 256 << 30  # address space, not disk
 GROUPS_PER_TRANSACTION = 64
-SYNC_EVERY_S = 1.0
 _META = b"meta"
 _IDENTITY = b"identity"
 
@@ -205,24 +205,12 @@ class LmdbStore(FoldedReaders):
     # -- the writer thread ---------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        synced = time.monotonic()
-        dirty = False
-        while True:
+        while (item := self._queue.get()) is not None:
             try:
-                item = self._queue.get(timeout=SYNC_EVERY_S if dirty else None)
-            except queue.Empty:
-                item = ()  # type: ignore[assignment]  # time to sync
-            if item is None:
-                return
-            try:
-                if isinstance(item, tuple) and item:
-                    self._fold(item)
-                    dirty = True
-                elif isinstance(item, asyncio.Future):
+                if isinstance(item, asyncio.Future):
                     self._loop.call_soon_threadsafe(_resolve, item)
-                if dirty and time.monotonic() - synced >= SYNC_EVERY_S:
-                    self._environment.sync(True)
-                    synced, dirty = time.monotonic(), False
+                else:
+                    self._fold(item)
             except (lmdb.Error, ToqueError, OSError, msgspec.MsgspecError) as error:
                 self._fail(error)
                 return

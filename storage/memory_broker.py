@@ -103,6 +103,7 @@ class Consumer:
             self._position = stream.last_sequence
 
     def grant(self, messages: int) -> None:
+        """Allow so many more messages."""
         self._credit += messages
         self.pump()
 
@@ -224,13 +225,16 @@ class MemoryBroker:
         return self._connections_made
 
     def detach(self, connection: Connection) -> None:
+        """Forget a connection that was closed."""
         self.drop_consumers(connection)
         del self._connections[connection.number]
 
     def subscribe(self, interest: Interest) -> None:
+        """From here on `route` gives the interest what it matches."""
         self._interests.append(interest)
 
     def unsubscribe(self, interest: Interest) -> None:
+        """The end of it."""
         if interest in self._interests:
             self._interests.remove(interest)
 
@@ -314,11 +318,13 @@ class MemoryBroker:
 
     def add_consumer(self, connection: Connection, spec: FeedSpec,
                      deliver: Callable[[list[Message]], None]) -> Consumer:
+        """Begin to send. Raises BusError(STREAM_NOT_FOUND)."""
         consumer = Consumer(connection, self._stream(spec.stream), spec, deliver)
         self._consumers.setdefault(spec.stream, []).append(consumer)
         return consumer
 
     def remove_consumer(self, consumer: Consumer) -> None:
+        """The feed is closed."""
         consumers = self._consumers.get(consumer.stream.config.name, [])
         if consumer in consumers:
             consumers.remove(consumer)
@@ -344,6 +350,7 @@ class MemoryBroker:
         return self._stream(stream).at(sequence)
 
     def stream_info(self, name: str, subjects_filter: str) -> StreamInfo:
+        """The stream's state now."""
         stream = self._stream(name)
         return StreamInfo(
             created=stream.created, messages=len(stream), first_sequence=stream.first_sequence,
@@ -351,6 +358,7 @@ class MemoryBroker:
             subjects=stream.counts(subjects_filter) if subjects_filter else {})
 
     def create_stream(self, config: StreamConfig) -> None:
+        """Raises BusError for another configuration under the name, and for subjects of another stream."""
         existing = self._streams.get(config.name)
         if existing is not None:
             if existing.config != config:
@@ -371,12 +379,14 @@ class MemoryBroker:
             raise BusError(SUBJECTS_OVERLAP, "subjects overlap with an existing stream")
 
     def update_stream(self, config: StreamConfig) -> None:
+        """Raises BusError(STREAM_NOT_FOUND)."""
         stream = self._stream(config.name, writes=True)
         self._check_overlap(config)
         stream.update(config)
         self._arm(stream)
 
     def delete_stream(self, name: str) -> None:
+        """With its messages and consumers."""
         del self._streams[self._stream(name).config.name]
         self._consumers.pop(name, None)
 
@@ -384,6 +394,7 @@ class MemoryBroker:
         return sorted(name for name in self._streams if name.startswith(prefix))
 
     def purge(self, name: str, pattern: str, below_sequence: int) -> int:
+        """Returns how many messages it deleted."""
         stream = self._stream(name, writes=True)
         purged = stream.purge(pattern, below_sequence)
         self._arm(stream)

@@ -232,6 +232,7 @@ class MemoryBus:
     # -- the connection, as the broker and the feeds see it
 
     def lose(self) -> None:
+        """The connection breaks: every open request ends with BusTimeout."""
         if not self.online:
             return
         self._upstream.cut(arriving=self.broker.rng.randint(0, len(self._upstream)))
@@ -252,6 +253,7 @@ class MemoryBus:
                 answer.set_exception(BusTimeout(why))
 
     def restore(self) -> None:
+        """Be connected again, unless the test has cut this connection or the server is away."""
         if self.online or self._cut or self._closed or not self.broker.running:
             return
         self.online = True
@@ -259,12 +261,14 @@ class MemoryBus:
             self._upstream.send(feed.reopen)
 
     def reopen_feeds(self, stream: str) -> None:
+        """A stream of this name was made: feeds that read another one of the name read this one."""
         for feed in self._feeds:
             if feed.spec.stream == stream:
                 feed.lose()
                 self.send_upstream(feed.reopen)
 
     def send_upstream(self, arrive: Callable[[], None]) -> None:
+        """Run something at the server, in the order of everything that this connection sends."""
         if self.online:
             self._upstream.send(arrive)
 

@@ -91,6 +91,8 @@ class NatsBus:
         connection = self._connection
         if connection.clogged:
             await connection.room(timeout_s)
+        for _, data, headers in messages:
+            connection.require_fits(data, headers)
         batch_id = os.urandom(16).hex()
         last = len(messages)
         for number, (subject, data, headers) in enumerate(messages, 1):
@@ -101,10 +103,10 @@ class NatsBus:
         commit = {**(headers or {}), **place, BATCH_COMMIT_HEADER: "1"}
         return _ack_of(await connection.ask(subject, data, commit, timeout_s), subject)
 
-    def emit(self, subject: str, data: bytes, headers: Headers | None = None) -> None:
-        """Core publish, without an answer. Dropped while there is no connection, or while the server takes no data."""
+    def emit(self, subject: str, data: bytes, headers: Headers | None = None, *, reply: str = "") -> None:
+        """Core publish, without waiting. Dropped while there is no connection, or while the server takes no data."""
         if self._connection.connected and not self._connection.clogged:
-            self._connection.send(subject, data, headers)
+            self._connection.send(subject, data, headers, reply)
 
     async def request(self, subject: str, data: bytes, headers: Headers | None = None, *,
                       timeout_s: float = 5.0) -> Message:

@@ -111,6 +111,11 @@ class Connection:
         return self._client.is_connected
 
     @property
+    def closed(self) -> bool:
+        """`close` was called: there will be no connection any more."""
+        return self._closing
+
+    @property
     def max_payload(self) -> int:
         return self._client.max_payload
 
@@ -133,8 +138,7 @@ class Connection:
         client = self._client
         if not client.is_connected:
             raise self._not_connected()
-        if len(data) + _HEADERS_BYTES_ASSUMED > client.max_payload:
-            _check_size(data, headers, client.max_payload)
+        self.require_fits(data, headers)
         # With its buffer unlimited nats-py's publish never suspends, so it can be run to its end without a task.
         publish = client.publish(subject, data, reply, headers or None)  # type: ignore[arg-type]  # it only reads them
         try:
@@ -143,6 +147,17 @@ class Connection:
             return
         publish.close()
         raise AssertionError("nats-py suspended in a publish")
+
+    def require_fits(self, data: bytes, headers: Headers | None) -> None:
+        """Raises PayloadTooLarge. The server counts headers too, and disconnects whoever sends more than it takes."""
+        limit = self._client.max_payload
+        if len(data) + _HEADERS_BYTES_ASSUMED <= limit:
+            return
+        size = wire_size(data, headers)
+        if size > limit:
+            raise PayloadTooLarge(
+                f"a message of {size} bytes, headers included; the server takes {limit} (max_payload)",
+                size=size, limit=limit)
 
     @property
     def clogged(self) -> bool:
@@ -160,7 +175,7 @@ class Connection:
             await asyncio.sleep(_ROOM_POLL_S)
 
     def ask(self, subject: str, data: bytes, headers: Headers | None, timeout_s: float) -> asyncio.Future[Msg]:
-        """Send with a reply subject of our own; the future gets the first answer or BusTimeout (up to EXPIRY_S late)."""
+        """Send with a reply subject of our own. The future gets the answer, or BusTimeout (up to EXPIRY_S late)."""
         self._asked_ever += 1
         token = str(self._asked_ever)
         self.send(subject, data, headers, self._inbox + token)
@@ -260,7 +275,7 @@ class Connection:
         _log.info("connected again", server=self._options.shown)
         self._tell(True)
 
-    def closed(self, client: Client) -> None:
+    def given_up(self, client: Client) -> None:
         """nats-py has given up on this client."""
         if client is self._client and not self._closing:
             self._reopen_if_closed()
@@ -317,10 +332,13 @@ class _Link:
 
     async def on_error(self, error: Exception) -> None:
         self.last_error = error
-        if self._client.is_connected:
-            _log.error("NATS error", error=type(error).__name__, reason=str(error))
+        what = {"error": type(error).__name__, "reason": str(error)}
+        if not isinstance(error, nats.errors.Error | OSError | TimeoutError):
+            _log.error("a message handler raised", exc_info=error, **what)
+        elif self._client.is_connected:
+            _log.error("NATS error", **what)
         else:
-            _log.debug("NATS error", error=type(error).__name__, reason=str(error))
+            _log.debug("NATS error", **what)  # one for each attempt to connect again
 
     async def on_disconnected(self) -> None:
         self._connection.lost(self._client)
@@ -329,7 +347,7 @@ class _Link:
         self._connection.regained(self._client)
 
     async def on_closed(self) -> None:
-        self._connection.closed(self._client)
+        self._connection.given_up(self._client)
 
 
 def _login(options: NatsOptions) -> dict[str, Any]:
@@ -365,14 +383,12 @@ def connect_error(options: NatsOptions, error: Exception) -> BrokerUnavailable |
         "with --nats, NATS_URL or a NATS context")
 
 
-def _check_size(data: bytes, headers: Headers | None, limit: int) -> None:
-    """The server counts headers too, and closes the connection of whoever sends more than it takes."""
-    size = len(data)
-    if headers:
-        size += len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {text}\r\n".encode()) for name, text in headers.items())
-    if size > limit:
-        raise PayloadTooLarge(f"a message of {size} bytes, headers included; the server takes {limit} (max_payload)",
-                              size=size, limit=limit)
+def wire_size(data: bytes, headers: Headers | None) -> int:
+    """What the server counts of a message."""
+    if not headers:
+        return len(data)
+    lines = sum(len(f"{name}: {text}\r\n".encode()) for name, text in headers.items())
+    return len(data) + len("NATS/1.0\r\n\r\n") + lines
 
 
 def _set_user_timeout(client: Client) -> None:

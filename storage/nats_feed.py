@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 PULL_MESSAGES_MAX = 2_000
 PULL_BYTES_MAX = 32 * 1024 * 1024  # per pull, as the server counts; above any message it takes by default
 ASKED_MAX = 2 * PULL_MESSAGES_MAX
-PULL_EXPIRES_S = 20
-HEARTBEAT_S = 5
+PULL_EXPIRES_S = 20.0
+HEARTBEAT_S = 5.0
 SILENT_HEARTBEATS_MAX = 2
 INACTIVE_S = 30  # the server deletes a consumer that nobody pulls from for so long
 REMAKE_WAIT_S_MIN = 0.2
@@ -184,7 +184,7 @@ class NatsFeed:
             return
         while batch := pull_size(self._credit, consumer.asked):
             request = b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}' % (
-                batch, PULL_BYTES_MAX, PULL_EXPIRES_S * _NS, HEARTBEAT_S * _NS)
+                batch, PULL_BYTES_MAX, int(PULL_EXPIRES_S * _NS), int(HEARTBEAT_S * _NS))
             try:
                 self._connection.send(self._next_subject(consumer), request, reply=consumer.inbox)
             except BusTimeout:
@@ -195,6 +195,8 @@ class NatsFeed:
         return self._streams.subject(f"CONSUMER.MSG.NEXT.{self._spec.stream}.{consumer.name}")
 
     def _on_heartbeat(self) -> None:
+        if self._connection.closed:
+            return
         self._heartbeat = self._loop.call_later(HEARTBEAT_S, self._on_heartbeat)
         consumer = self._consumer
         if consumer is None or not consumer.asked:
@@ -219,7 +221,7 @@ class NatsFeed:
         wait_s = REMAKE_WAIT_S_MIN
         try:
             await old.close()  # the server drops the consumer itself after INACTIVE_S without a pull
-            while not await self._made():
+            while not (self._connection.closed or await self._made()):
                 self._try_now.clear()
                 await self._wait_for_connection(wait_s)
                 wait_s = min(wait_s * 2, REMAKE_WAIT_S_MAX)

@@ -124,7 +124,7 @@ def _addresses(text: str, source: str) -> tuple[str, ...]:
 
 def _is_address(text: str) -> bool:
     scheme, separator, _ = text.partition("://")
-    if separator and scheme not in ("nats", "tls", "ws", "wss"):
+    if separator and scheme not in ("nats", "tls"):
         return False
     try:
         parts = urlsplit(text if separator else f"nats://{text}")

@@ -13,6 +13,7 @@ from toque.storage.nats_connection import Connection
 from toque.storage.ports import BusError, BusTimeout, Message, NoResponders, StreamConfig, StreamInfo
 
 API_S = 10.0
+DELETE_CONSUMER_S = 1.0  # a courtesy: the server drops an idle one by itself
 JETSTREAM_NOT_ENABLED = 10076
 JETSTREAM_NOT_ENABLED_FOR_ACCOUNT = 10039
 NO_RESPONDERS_STATUS = "503"
@@ -86,10 +87,10 @@ class Streams:
         """The subject of an API request."""
         return f"{self._prefix}.{operation}"
 
-    async def call(self, operation: str, request: Any, type_: type[A]) -> A:
+    async def call(self, operation: str, request: Any, type_: type[A], *, timeout_s: float = API_S) -> A:
         """One request and its decoded answer; a refusal is raised."""
         body = b"" if request is None else msgspec.json.encode(request)
-        message = await self._connection.ask(self.subject(operation), body, None, API_S)
+        message = await self._connection.ask(self.subject(operation), body, None, timeout_s)
         if message.headers and message.headers.get(STATUS_HEADER) == NO_RESPONDERS_STATUS:
             raise NoResponders(f"JetStream does not answer on {self._prefix}")
         try:
@@ -179,7 +180,7 @@ class Streams:
         await self.call(f"CONSUMER.CREATE.{stream}.{config['name']}", request, Answer)
 
     async def delete_consumer(self, stream: str, name: str) -> None:
-        await self.call(f"CONSUMER.DELETE.{stream}.{name}", None, Answer)
+        await self.call(f"CONSUMER.DELETE.{stream}.{name}", None, Answer, timeout_s=DELETE_CONSUMER_S)
 
 
 def _fields(config: StreamConfig) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Record(msgspec.Struct, array_like=True, frozen=True, tag_field="kind"):
     ends: ClassVar[bool] = False
 
 
-class Admitted(Record, tag=1):
+class Admitted(Record, tag=1, frozen=True):
     """The instance exists. First record of its first run."""
 
     workflow: str
@@ -88,7 +88,7 @@ class Admitted(Record, tag=1):
     version: str = ""
 
 
-class StepDone(Record, tag=2):
+class StepDone(Record, tag=2, frozen=True):
     """A callback's result: the checkpoint. First wins per (run, step)."""
 
     step: StepKind
@@ -99,7 +99,7 @@ class StepDone(Record, tag=2):
     result: bytes  # msgpack
 
 
-class AttemptFailed(Record, tag=3):
+class AttemptFailed(Record, tag=3, frozen=True):
     """An attempt failed and another will follow at `retry_at`. `idle`: nothing else of the instance is running."""
 
     step: StepKind
@@ -113,7 +113,7 @@ class AttemptFailed(Record, tag=3):
     idle: bool = False
 
 
-class StepFailed(Record, tag=4):
+class StepFailed(Record, tag=4, frozen=True):
     """The step has failed for good: run() gets this error, on every replay too."""
 
     step: StepKind
@@ -125,7 +125,7 @@ class StepFailed(Record, tag=4):
     timed_out: bool = False
 
 
-class SleepStarted(Record, tag=5):
+class SleepStarted(Record, tag=5, frozen=True):
     """A timer is set. `idle`: nothing else of the instance is running, so it holds no slot from here on."""
 
     name: str
@@ -134,28 +134,28 @@ class SleepStarted(Record, tag=5):
     idle: bool = False
 
 
-class SleepDone(Record, tag=6):
+class SleepDone(Record, tag=6, frozen=True):
     """The timer fired."""
 
     name: str
     occurrence: int
 
 
-class Waiting(Record, tag=7):
+class Waiting(Record, tag=7, frozen=True):
     """Nothing of the instance is running but timers set earlier: it holds no slot from here on."""
 
 
-class Interrupted(Record, tag=8):
+class Interrupted(Record, tag=8, frozen=True):
     """The instance held a slot when its session ended without releasing the station (protocol rule 20)."""
 
     session: str
 
 
-class Woken(Record, tag=9):
+class Woken(Record, tag=9, frozen=True):
     """A waiting instance took a slot again."""
 
 
-class Ended(Record, tag=10):
+class Ended(Record, tag=10, frozen=True):
     """The terminal record."""
 
     status: Status
@@ -165,26 +165,26 @@ class Ended(Record, tag=10):
     ends: ClassVar[bool] = True
 
 
-class Blocked(Record, tag=11):
+class Blocked(Record, tag=11, frozen=True):
     """The instance is held, for `reason` (for example changed code), until it is loaded again."""
 
     reason: str
 
 
-class Claim(Record, tag=20):
+class Claim(Record, tag=20, frozen=True):
     """First record of an epoch: a session takes the station."""
 
     pod: str
     session: str
 
 
-class Released(Record, tag=21):
+class Released(Record, tag=21, frozen=True):
     """Last record of an epoch: the station is free; `successor` (a session, or empty) may claim at once."""
 
     successor: str
 
 
-class Lease(Record, tag=22):
+class Lease(Record, tag=22, frozen=True):
     """Gatekeeper: the absolute number of slots that a session may use, by its request number."""
 
     session: str
@@ -192,13 +192,13 @@ class Lease(Record, tag=22):
     slots: int
 
 
-class LeaseEnded(Record, tag=23):
+class LeaseEnded(Record, tag=23, frozen=True):
     """Gatekeeper: an ended session's slots are free again."""
 
     session: str
 
 
-class Parked(Record, tag=24):
+class Parked(Record, tag=24, frozen=True):
     """A queue message that cannot become an instance was set aside, for `reason`."""
 
     workflow: str

@@ -1,14 +1,20 @@
-"""A tiny owner of all stations of an account, over any Bus: answers what pods answer, from a dictionary."""
+"""A tiny owner of all stations of an account, over any Bus: answers what pods answer, from a dictionary.
+
+`new_place` puts one on an in-memory broker, with a client beside it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import msgspec
 
 from toque import _subjects
+from toque._accounts import ensure_account, ensure_queue_stream
 from toque._protocol import (
+    AccountRecord,
     Answer,
     InstanceRequest,
     InstanceView,
@@ -19,7 +25,11 @@ from toque._protocol import (
     StationView,
 )
 from toque._subjects import NONCE_HEADER, StationId, station_number
+from toque.client import Client
+from toque.storage.memory_bus import MemoryBroker, MemoryBus
 from toque.storage.ports import Bus, Message
+
+QUEUE = "toque+main+queue+census"
 
 _pack = msgspec.msgpack.encode
 
@@ -143,3 +153,31 @@ class StandInOwner:
         for pod, session in self.pods:
             view = PodView(pod, session, ["1.0"], 10, 3, 4, 0.5, {"census": "1"})
             self.bus.respond(message, _pack(view))
+
+
+class Place:
+    """An in-memory broker with the queue of the workflow `census`, a client, and an owner on its own connection."""
+
+    def __init__(self, broker: MemoryBroker, client: Client, owner: StandInOwner) -> None:
+        self.broker = broker
+        self.client = client
+        self.owner = owner
+
+    def stored(self) -> list[Any]:
+        return self.broker.stored(QUEUE)
+
+    def stored_ids(self) -> list[str]:
+        return [_subjects.parse_queue(message.subject).instance_id for message in self.stored()]
+
+    def purge(self) -> None:
+        """As the owner does behind its committed position."""
+        self.broker.purge(QUEUE, ">", 10**9)
+
+
+async def new_place(*, seed: int = 1, queue_limit: int = 2_000_000) -> Place:
+    broker = MemoryBroker(random.Random(seed))
+    pod = MemoryBus(broker)
+    account, layout = await ensure_account(pod, "main", defaults=AccountRecord(name="main", queue_limit=queue_limit))
+    await ensure_queue_stream(pod, account, layout, "census")
+    owner = await StandInOwner(pod).open()
+    return Place(broker, Client(MemoryBus(broker), rng=random.Random(seed)), owner)

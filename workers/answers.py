@@ -34,6 +34,7 @@ from toque.errors import ToqueError
 from toque.storage import records as r
 from toque.storage.ports import BusError, BusTimeout, Message, NoResponders, Subscription
 from toque.workers.engine import Engine
+from toque.workers.news import within
 from toque.workers.station import Station
 
 LIST_LIMIT_MAX = 1000
@@ -132,10 +133,7 @@ class Answers:
             view = self._known(request, json)
             if answer.code != "ok" or (view is not None and r.Status[view.status.upper()].ended):
                 return answer
-            try:
-                await asyncio.wait_for(waiter, min(max(request.wait_s, 0.0), LONG_POLL_S_MAX))
-            except TimeoutError:
-                pass  # it goes on: the status says so
+            await within(waiter, min(max(request.wait_s, 0.0), LONG_POLL_S_MAX))
             return await self._status(request, json)
         finally:
             if waiter in waiters:

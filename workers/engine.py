@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import structlog
 
@@ -34,6 +34,7 @@ from toque.workers.replay import (
 )
 from toque.workers.step_call import Evicted, RunStep, StepCall
 from toque.workflow import (
+    Step,
     StepContext,
     StepOptions,
     Workflow,
@@ -109,11 +110,11 @@ class Tried(NamedTuple):
 class Engine:
     """One instance in memory. Made by its SousChef; see the module for its rules."""
 
-    __slots__ = ("_admitting", "_attempts", "_awaiting", "_blocked_before", "_deferred", "_entering", "_failed", "_interrupted",
-                 "_main", "_new", "_open", "_pod_loop", "_replay", "_rested", "_sleeping", "_timers", "_unawaited",
-                 "_wakes", "admitted", "blocked", "closed", "end", "ended", "flow", "has_slot", "held", "host", "inside",
-                 "leaving", "loop", "resting", "run", "seq", "serial",
-                 "threads_inside", "unaccepted")
+    __slots__ = ("_admitting", "_attempts", "_awaiting", "_blocked_before", "_deferred", "_entering", "_failed",
+                 "_interrupted", "_main", "_new", "_open", "_pod_loop", "_replay", "_rested", "_sleeping", "_timers",
+                 "_unawaited", "_wakes", "admitted", "blocked", "closed", "end", "ended", "flow", "has_slot", "held",
+                 "host", "inside", "leaving", "loop", "resting", "run", "seq", "serial", "threads_inside",
+                 "unaccepted")
 
     def __init__(self, host: Host, flow: type[Workflow[Any, Any]], serial: int, replay: Replay) -> None:
         assert replay.admitted is not None
@@ -134,7 +135,7 @@ class Engine:
         self.blocked = ""  # why it is held, when its code does not fit its history
         self.resting = False  # only far timers are left, and the record that says so is written
         self.held = replay.interruptions > 0  # results are handed out only after their acceptance (rule 18)
-        self.loop = InstanceLoop()
+        self.loop = InstanceLoop()  # type: ignore[abstract]  # what is missing is refused at run time
         self._pod_loop = asyncio.get_running_loop()
         self._interrupted = replay.interruptions
         self._replay = replay.outcomes
@@ -194,7 +195,7 @@ class Engine:
             return
         if self._rested:
             self._woken()
-        self._main = self.loop.create_task(flow.run(event, RunStep(self)))
+        self._main = self.loop.create_task(flow.run(event, cast(Step, RunStep(self))))
         self._turn()
 
     def wake(self) -> None:
@@ -241,8 +242,8 @@ class Engine:
         if self._main is not None and not self._main.done():
             self._main._log_destroy_pending = False  # type: ignore[attr-defined]  # it is dropped on purpose
             try:
-                self._main.get_coro().close()  # type: ignore[union-attr]  # a coroutine: run() is async def
-            except (Evicted, Exception) as error:  # user code: its `finally` blocks run here
+                self._main.get_coro().close()
+            except (Evicted, Exception) as error:  # user code: its `finally` blocks run here  # noqa: BLE001
                 _log.debug("run() did not end quietly", instance=self.title, error=type(error).__name__)
 
     # -- run()'s calls -------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class InstanceLoop(asyncio.AbstractEventLoop):
                 if not ready:
                     return
                 handle = ready.popleft()
-                if not handle._cancelled:  # type: ignore[attr-defined]  # as asyncio's own loop does
+                if not handle._cancelled:  # as asyncio's own loop does
                     handle._run()
         finally:
             events._set_running_loop(outer)
@@ -51,7 +51,7 @@ class InstanceLoop(asyncio.AbstractEventLoop):
 
     # -- what tasks, futures, gather, TaskGroup, Event, Queue and Lock need --------------------------------------------
 
-    def call_soon(self, callback: Callable[..., object], *args: Any,
+    def call_soon(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]  # less generic
                   context: contextvars.Context | None = None) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)

@@ -9,6 +9,7 @@ import msgspec
 from toque import _subjects as subjects
 from toque._protocol import LeaseAnswer, LeaseRequest
 from toque.storage.ports import Bus, BusTimeout, Message, NoResponders, Subscription
+from toque.workers.news import within
 from toque.workers.session import Session
 from toque.workers.slots import SPARE_SLOTS, Slots
 
@@ -44,11 +45,8 @@ class Leasing:
             while True:
                 await self._ask()
                 self._news.clear()
-                try:
-                    await asyncio.wait_for(self._news.wait(), PERIOD_S)
+                if await within(self._news.wait(), PERIOD_S):
                     await asyncio.sleep(HUNGRY_PAUSE_S)
-                except TimeoutError:
-                    pass  # the period is over: an ordinary request
         finally:
             self._slots.set_ceiling(0)
             await self._nudges.close()

@@ -22,6 +22,7 @@ from toque.storage.journal import Abandoned, Deposed, JournalHalted, Tail
 from toque.storage.ports import BusError, BusTimeout, Message, NoResponders, Subscription
 from toque.workers.answers import Answers
 from toque.workers.gatekeeper import SWEEP_EVERY_S, Gatekeeper
+from toque.workers.news import within
 from toque.workers.session import end_session
 from toque.workers.spread import spread
 from toque.workers.station import Station
@@ -70,10 +71,7 @@ class Ownership:
             while True:
                 if self._context.session.in_time() and not self.leaving:
                     await self._tick()
-                try:
-                    await asyncio.wait_for(self._news.wait(), TICK_S)
-                except TimeoutError:
-                    pass  # the ordinary look
+                await within(self._news.wait(), TICK_S)
                 self._news.clear()
         finally:
             await hint.close()

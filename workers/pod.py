@@ -166,7 +166,7 @@ class Pod:
         task.add_done_callback(lambda done: self._task_done(done, tasks))
 
     def _task_done(self, task: asyncio.Future[None], tasks: set[asyncio.Task[None]]) -> None:
-        tasks.discard(task)  # type: ignore[arg-type]  # it was made of a coroutine
+        tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a part of the pod failed", exc_info=error)
             self.stop(error if isinstance(error, ToqueError)

@@ -18,6 +18,7 @@ import structlog
 from toque import _subjects as subjects
 from toque._protocol import SessionRecord
 from toque.storage.ports import Bus, BusError, BusTimeout, Clock, Headers, Message, NoResponders
+from toque.workers.news import within
 
 RENEWALS_PER_TTL = 5
 MARGIN_OF_TTL = 0.2  # the deadline lies so much of the TTL before the expiry
@@ -98,10 +99,7 @@ class SessionKeeper:
         """Renew until the session is lost or left."""
         interval = self._session.ttl_s / RENEWALS_PER_TTL
         while not self._left:
-            try:
-                await asyncio.wait_for(self._news.wait(), interval)
-            except TimeoutError:
-                pass  # nothing to announce: an ordinary renewal
+            await within(self._news.wait(), interval)
             self._news.clear()
             if self._left or self._session.lost:
                 return

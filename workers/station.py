@@ -222,11 +222,10 @@ class Station:
 
     def _group_accepted(self, group: r.Group) -> Callable[[], None]:
         for record in group.records:
-            if type(record) is r.Admitted or type(record) is r.Parked:
-                if record.queue_sequence:
-                    souschef = self.souschefs.get(record.workflow)
-                    if souschef is not None:
-                        souschef.was_accepted(record.queue_sequence)
+            if isinstance(record, r.Admitted | r.Parked) and record.queue_sequence:
+                souschef = self.souschefs.get(record.workflow)
+                if souschef is not None:
+                    souschef.was_accepted(record.queue_sequence)
         self.on_group(group)
         number = group.position.header.group
         return lambda: self._folded(number)

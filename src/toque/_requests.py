@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from toque import _subjects
-from toque._accounts import read_layout
+from toque._accounts import no_account, read_layout
 from toque._protocol import LONG_POLL_S_MAX, Answer, InstanceRequest, Layout, encode
 from toque._subjects import StationId
 from toque.errors import BrokerUnavailable
-from toque.storage.ports import NoResponders
+from toque.storage.ports import BusError, NoResponders
 
 if TYPE_CHECKING:
     from toque.storage.ports import Bus, Randomness
@@ -76,12 +76,25 @@ class StationAsker:
         self._rng = rng
         self._layout: Layout | None = None
         self._epochs: dict[StationId, int] = {}
+        self._created = ""  # which control bucket the two were learnt from
 
     async def layout(self) -> Layout:
         """The cached layout. Raises SetupError (no such account, newer format), BrokerUnavailable, NoResponders."""
         if self._layout is None:
+            created = await self._bucket_created()
             self._layout = await read_layout(self._bus, self._account)
+            if created != self._created:  # the account was wiped and made anew: its epochs begin again
+                self._created = created
+                self._epochs.clear()
         return self._layout
+
+    async def _bucket_created(self) -> str:
+        try:
+            return (await self._bus.stream_info(_subjects.control_stream(self._account))).created
+        except BusError as refusal:
+            if refusal.code == BusError.STREAM_NOT_FOUND:
+                raise no_account(self._account) from refusal
+            raise
 
     async def stations(self) -> list[StationId]:
         """Every station, those of the newest generation first. Raises as `layout`."""
@@ -128,7 +141,11 @@ class StationAsker:
         """Ask the owner of a station until an answer counts or the deadline passes."""
         pauses = Pauses(self._rng)
         while True:
-            answer = await self._once(station, operation, body, deadline.left_s(ANSWER_S_MAX))
+            try:
+                await self.layout()
+                answer = await self._once(station, operation, body, deadline.left_s(ANSWER_S_MAX))
+            except (BrokerUnavailable, NoResponders) as error:
+                answer = Silence(f"the layout cannot be read: {error}")
             if isinstance(answer, Answer) or deadline.passed:
                 return answer
             await pauses.wait(deadline)
@@ -149,6 +166,7 @@ class StationAsker:
     def _judge(self, station: StationId, answer: Answer) -> Answer | Silence:
         """An answer of a deposed owner is none; neither is "retry", nor that of an owner that is not the right one."""
         if answer.epoch < self._epochs.get(station, 0):
+            self._layout = None  # to be read again, in case that the whole account is another one
             return Silence(f"only a former owner of station {station} answered")
         self._epochs[station] = answer.epoch
         if answer.code == "moved":

@@ -154,7 +154,11 @@ class Client:
     # -- creating -------------------------------------------------------------------------------------------------
 
     @overload
-    async def create(self, workflow: type[Workflow[P, R]], params: P = ..., *, id: str | None = None,
+    async def create(self, workflow: type[Workflow[None, R]], params: None = None, *, id: str | None = None,
+                     timeout: Duration = TIMEOUT_DEFAULT) -> Instance[R]: ...
+
+    @overload
+    async def create(self, workflow: type[Workflow[P, R]], params: P, *, id: str | None = None,
                      timeout: Duration = TIMEOUT_DEFAULT) -> Instance[R]: ...
 
     @overload

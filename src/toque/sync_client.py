@@ -38,6 +38,7 @@ from toque.workflow import Workflow
 __all__ = ["SyncAccounts", "SyncClient", "SyncInstance"]
 
 CLOSE_S_MAX: Final = 5.0
+CLOSED: Final = "the SyncClient is closed: make another one"
 ROWS_FETCHED: Final = 100  # of a list, per hop to the loop's thread
 
 P = TypeVar("P")
@@ -64,11 +65,15 @@ class _Running:
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run it on the loop and wait. An interrupt (Ctrl-C, say) cancels it there and goes on here."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError as error:  # the loop is closed
+            coroutine.close()
+            raise MisuseError(CLOSED) from error
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise MisuseError("the SyncClient was closed by another thread during the call") from None
+            raise MisuseError(CLOSED) from None
         except BaseException:
             future.cancel()
             raise
@@ -170,7 +175,7 @@ class SyncClient:
         _refuse_in_loop()
         with self._lock:
             if self._closed:
-                raise MisuseError("the SyncClient is closed: make another one")
+                raise MisuseError(CLOSED)
             if self._running is not None and self._running.pid == os.getpid():
                 return self._running
             running = _Running()
@@ -199,7 +204,11 @@ class SyncClient:
     # -- creating -------------------------------------------------------------------------------------------------
 
     @overload
-    def create(self, workflow: type[Workflow[P, R]], params: P = ..., *, id: str | None = None,
+    def create(self, workflow: type[Workflow[None, R]], params: None = None, *, id: str | None = None,
+               timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[R]: ...
+
+    @overload
+    def create(self, workflow: type[Workflow[P, R]], params: P, *, id: str | None = None,
                timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[R]: ...
 
     @overload

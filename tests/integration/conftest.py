@@ -17,7 +17,7 @@ from toque.sim.loop import VirtualLoop, run
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
 from toque.storage.nats_bus import NatsBus
 from toque.storage.nats_options import NatsOptions
-from toque.storage.ports import Bus, Feed, FeedSpec, Message, StreamConfig
+from toque.storage.ports import Bus, BusError, Feed, FeedSpec, Message, StreamConfig
 
 T = TypeVar("T")
 
@@ -72,6 +72,10 @@ class Stage(ABC):
         """Store a message. Returns its sequence."""
         return (await self.bus.publish(self.subject(*tokens), data, headers)).sequence
 
+    def collected(self) -> Collected:
+        """An empty collection for a subscription's handler."""
+        return Collected()
+
     async def feed(self, **spec: Any) -> tuple[Feed, Collected]:
         """Open a feed of the test's stream."""
         collected = Collected()
@@ -87,6 +91,12 @@ class Stage(ABC):
                 if outcome:
                     return outcome
                 await asyncio.sleep(POLL_S)
+
+    async def refused(self, attempt: Awaitable[object]) -> BusError:
+        """The refusal of something that must be refused."""
+        with pytest.raises(BusError) as caught:
+            await attempt
+        return caught.value
 
     async def broker_time_reaches(self, time_ms: int) -> None:
         """Wait for the server's own clock."""
@@ -182,8 +192,9 @@ async def _check_on_nats(check: Check, url: str, server: NatsServer | None) -> N
     stage = NatsStage(bus, other, server)
     try:
         await check(stage)
-        for name in await bus.list_streams(stage.name):
-            await bus.delete_stream(name)
+        if server is None:
+            for name in await bus.list_streams(stage.name):
+                await bus.delete_stream(name)
     finally:
         await bus.close()
         await other.close()

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
 import pytest
-from stand_in_owner import StandInOwner
+from stand_in_owner import StandInOwner, new_place
 
 from toque import sim
 from toque._accounts import ensure_account, ensure_queue_stream
 from toque._protocol import SessionRecord, encode
 from toque.client import Client, NewInstance
 from toque.errors import OwnerAway, SetupError, UsageError
-from toque.storage.memory_bus import MemoryBroker, MemoryBus
 
 QUEUE = "toque+main+queue+census"
 
 
-async def new_place() -> tuple[Client, StandInOwner]:
-    broker = MemoryBroker(random.Random(1))
-    pod = MemoryBus(broker)
-    account, layout = await ensure_account(pod, "main")
-    await ensure_queue_stream(pod, account, layout, "census")
-    owner = await StandInOwner(pod).open()
-    return Client(MemoryBus(broker), rng=random.Random(1)), owner
+async def client_and_owner() -> tuple[Client, StandInOwner]:
+    place = await new_place()
+    return place.client, place.owner
 
 
 async def begin_session(owner: StandInOwner, pod: str, **fields: object) -> None:
@@ -38,7 +32,7 @@ def test_a_list_holds_every_instance_oldest_first():
     """Pages of all stations are merged in the order of admission."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         for n in range(1000):
             owner.put("census", f"n{n}", "running", admitted_at=1_000_000 + n)
 
@@ -53,7 +47,7 @@ def test_a_list_is_narrowed_by_workflow_status_and_limit():
     """Only matching rows come, and not more than wanted."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         for n in range(40):
             owner.put("census", f"n{n}", "complete" if n % 2 else "running", output=n, admitted_at=1 + n)
         owner.put("report", "other", "running", admitted_at=1)
@@ -69,7 +63,7 @@ def test_a_list_with_a_silent_station_is_not_called_complete():
     """Instead of leaving rows out it raises."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         await owner.close()
 
         with pytest.raises(OwnerAway, match="incomplete"):
@@ -84,7 +78,7 @@ def test_illegal_list_arguments_are_refused(arguments, said):
     """The error names what there is instead."""
 
     async def main():
-        client, _ = await new_place()
+        client, _ = await client_and_owner()
 
         with pytest.raises(UsageError, match=said):
             [row async for row in client.list(**arguments)]
@@ -98,7 +92,7 @@ def test_pods_are_collected_until_every_live_session_has_answered():
     """When all have answered there is nothing to wait for."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         for pod in "ab":
             await begin_session(owner, pod)
         began = asyncio.get_running_loop().time()
@@ -115,7 +109,7 @@ def test_a_silent_pod_does_not_hold_the_others_back_for_long():
     """After a second the report is made of those who answered."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         for pod in "abc":
             await begin_session(owner, pod)
 
@@ -130,7 +124,7 @@ def test_stations_without_an_owner_are_listed_as_such():
     """Every station of the layout is in the report, whoever answers."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owned = await client.stations()
         await owner.close()
         orphaned = await client.stations()
@@ -147,7 +141,7 @@ def test_workflows_show_who_serves_them_now():
     """Ended and expired sessions do not count; a workflow that only has a queue is shown as not served."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         account, layout = await ensure_account(owner.bus, "main")
         await ensure_queue_stream(owner.bus, account, layout, "abandoned")
         await begin_session(owner, "a")
@@ -168,7 +162,7 @@ def test_a_queue_counts_what_no_owner_has_committed():
     """Depth, limit and the age of the oldest queued creation; per station the owner and its position."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.committed = {"census": 0}
         await client.create_batch("census", [NewInstance(n) for n in range(20)])
         await asyncio.sleep(30)
@@ -188,7 +182,7 @@ def test_a_queue_that_is_committed_to_its_end_is_empty():
     """Messages that only wait for the owner's purge are not queued (protocol rule 11)."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         await client.create_batch("census", [NewInstance(n) for n in range(20)])
         owner.committed = {"census": 20}
 
@@ -204,7 +198,7 @@ def test_the_oldest_queued_creation_lies_behind_the_committed_positions():
     """What is committed does not make the queue look old."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         await client.create("census")
         await asyncio.sleep(60)
         owner.committed = {"census": 1}
@@ -221,7 +215,7 @@ def test_queues_without_owners_still_show_their_depth():
     """Everything in the stream is queued then; positions are unknown, not zero."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         await owner.close()
         await client.create("census")
 
@@ -239,7 +233,7 @@ def test_reports_of_an_account_that_is_not_there_say_so(report):
     """The error names the account and how to make it."""
 
     async def main():
-        _, owner = await new_place()
+        _, owner = await client_and_owner()
         client = Client(owner.bus, account="other")
 
         if report == "workflows":

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from stand_in_owner import StandInOwner
+from stand_in_owner import StandInOwner, new_place
 
 from toque import sim
-from toque._accounts import ensure_account, ensure_queue_stream
-from toque._protocol import Answer, ErrorView, Layout, encode
+from toque._accounts import ensure_account
+from toque._protocol import Answer, Layout, encode
 from toque._subjects import station_number
 from toque.client import Client
 from toque.errors import (
     InstanceEnded,
-    InstanceErrored,
     InstanceNotFound,
-    InstanceTerminated,
     InvalidDuration,
-    InvalidPayload,
     OwnerAway,
-    ResultTimeout,
     SetupError,
     Unavailable,
     UsageError,
 )
-from toque.storage.memory_bus import MemoryBroker, MemoryBus
 from toque.workflow import Step, Workflow, WorkflowEvent
 
 AT = 1_767_225_600_123
@@ -43,26 +37,20 @@ class Census(Workflow[None, Report], name="census"):
         return Report(1)
 
 
-async def new_place(*, seed: int = 1) -> tuple[Client, StandInOwner]:
-    broker = MemoryBroker(random.Random(seed))
-    pod = MemoryBus(broker)
-    account, layout = await ensure_account(pod, "main")
-    await ensure_queue_stream(pod, account, layout, "census")
-    owner = await StandInOwner(pod).open()
-    return Client(MemoryBus(broker), rng=random.Random(seed)), owner
+async def client_and_owner() -> tuple[Client, StandInOwner]:
+    place = await new_place()
+    return place.client, place.owner
 
 
 def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-# -- status ------------------------------------------------------------------------------------------------------------
-
 def test_status_has_utc_times_and_the_typed_output():
     """What the owner says comes as datetimes and as the workflow's Result type."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.put("census", "one", "complete", output={"lines": 3}, created_at=AT, ended_at=AT + 1000, pod="a",
                   station="1.2")
 
@@ -80,7 +68,7 @@ def test_the_question_goes_to_the_id_s_station():
     """The client computes the station that the server's hash gives the id."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.put("census", "one", "running")
 
         await client.handle("census", "one").status()
@@ -94,7 +82,7 @@ def test_not_found_comes_from_an_owner():
     """get of an id that its owner does not know raises InstanceNotFound and names it."""
 
     async def main():
-        client, _ = await new_place()
+        client, _ = await client_and_owner()
 
         with pytest.raises(InstanceNotFound, match="census/nobody"):
             await client.get("census", "nobody")
@@ -106,7 +94,7 @@ def test_a_queued_instance_is_found():
     """An acknowledged creation that no pod has admitted yet has a status."""
 
     async def main():
-        client, _ = await new_place()
+        client, _ = await client_and_owner()
         handle = await client.create("census")
 
         status = await (await client.get("census", handle.id)).status()
@@ -121,7 +109,7 @@ def test_silence_is_never_not_found(absence):
     """Without an owner, or with one that says nothing, the call ends at its time-out with OwnerAway and the handle."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.muted = True
         if absence == "closed":
             await owner.close()
@@ -141,7 +129,7 @@ def test_an_owner_that_is_restoring_is_asked_again():
     """"retry" is no answer: the call waits for one that is."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.put("census", "one", "running")
         owner.say = [Answer(1, "retry", "restoring")] * 4
 
@@ -157,7 +145,7 @@ def test_the_reason_of_the_last_silence_is_told():
     """OwnerAway says why there was no answer, as far as it is known."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.say = [Answer(1, "retry", "restoring 70,000 records")] * 1000
 
         with pytest.raises(OwnerAway, match="restoring 70,000 records"):
@@ -170,7 +158,7 @@ def test_answers_of_a_former_owner_do_not_count():
     """Once a higher epoch was seen, a lower one is ignored (protocol rule 24)."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         handle = client.handle("census", "one")
         owner.put("census", "one", "complete", output=1)
         owner.epoch = 5
@@ -184,11 +172,30 @@ def test_answers_of_a_former_owner_do_not_count():
     sim.run(main(), seed=1)
 
 
+def test_an_account_that_was_wiped_and_made_anew_is_followed():
+    """Epochs begin again with a new control bucket, so a client that lives on (a web server, say) is not deaf to it."""
+
+    async def main():
+        client, owner = await client_and_owner()
+        owner.epoch = 5
+        owner.put("census", "one", "running")
+        handle = client.handle("census", "one")
+        await handle.status()
+        for stream in await owner.bus.list_streams("toque+"):
+            await owner.bus.delete_stream(stream)
+        await ensure_account(owner.bus, "main")
+        owner.epoch = 1
+
+        assert (await handle.status()).status == "running"
+
+    sim.run(main(), seed=1)
+
+
 def test_a_moved_station_makes_the_client_read_the_layout_again():
     """After "moved" the layout is read from the leader, and every generation is asked, the newest first."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.put("census", "one", "running")
         await client.handle("census", "one").status()
         layout = Layout(generations=[(1, 8), (2, 3)])
@@ -209,7 +216,7 @@ def test_not_found_needs_every_generation():
     """One silent generation keeps the answer open, whatever the others say."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         layout = Layout(generations=[(1, 8), (2, 3)])
         await owner.bus.publish("toque.main.control.layout", encode(layout, json=True))
         retry, missing = Answer(1, "retry"), Answer(1, "not_found")
@@ -227,7 +234,7 @@ def test_a_broken_answer_is_silence():
     """Bytes that are no answer are asked for again, and named when nothing better comes."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         await owner.close()
         await owner.bus.subscribe("toque.main.station.>", lambda message: owner.bus.respond(message, b"\xff\x00"))
 
@@ -241,7 +248,7 @@ def test_an_account_that_is_not_there_is_said_so():
     """A client of an account that nobody made does not wait for owners."""
 
     async def main():
-        client, owner = await new_place()
+        _, owner = await client_and_owner()
 
         with pytest.raises(SetupError, match="no account 'other'"):
             await Client(owner.bus, account="other").get("census", "one")
@@ -253,7 +260,7 @@ def test_a_dead_broker_is_no_owner_either():
     """Without a connection, even the layout unread, the call ends at its time-out with what is known."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.bus.broker.stop()
 
         with pytest.raises(Unavailable) as caught:
@@ -268,153 +275,10 @@ def test_bare_numbers_are_no_time_outs():
     """A time-out has a unit."""
 
     async def main():
-        client, _ = await new_place()
+        client, _ = await client_and_owner()
 
         with pytest.raises(InvalidDuration, match="5 seconds"):
             await client.handle("census", "one").status(timeout=5)  # type: ignore[arg-type]  # what is tested
-
-    sim.run(main(), seed=1)
-
-
-# -- result ------------------------------------------------------------------------------------------------------------
-
-def test_result_waits_for_the_end_and_decodes():
-    """The output comes as soon as the owner knows it, over however many polls, in the Result type."""
-
-    async def main():
-        client, owner = await new_place()
-        owner.put("census", "one", "running")
-        began = now()
-        asyncio.get_running_loop().call_later(
-            12, lambda: owner.put("census", "one", "complete", output={"lines": 4}, ended_at=1))
-
-        out = await client.handle(Census, "one").result()
-
-        assert out == Report(4)
-        assert 12 <= now() - began < 12.1
-        assert len(owner.asked) == 3
-
-    sim.run(main(), seed=1)
-
-
-def test_result_outlives_the_absence_of_its_owner():
-    """A take-over in the middle is only a pause: asking goes on, and the answer comes."""
-
-    async def main():
-        client, owner = await new_place()
-        owner.put("census", "one", "running")
-        waiting = asyncio.ensure_future(client.handle("census", "one").result("1 minute"))
-        await asyncio.sleep(1)
-        await owner.close()
-        owner.muted = True
-        await asyncio.sleep(12)
-        owner.put("census", "one", "complete", output=7, ended_at=1)
-        owner.muted = False
-        await owner.open()
-
-        assert await waiting == 7
-
-    sim.run(main(), seed=1)
-
-
-def test_a_time_out_of_result_says_that_the_instance_goes_on():
-    """ResultTimeout is a TimeoutError too, and carries the handle."""
-
-    async def main():
-        client, owner = await new_place()
-        owner.put("census", "one", "waiting")
-        began = now()
-
-        with pytest.raises(ResultTimeout, match="waiting") as caught:
-            await client.handle("census", "one").result("7 seconds")
-
-        assert isinstance(caught.value, TimeoutError)
-        assert caught.value.handle.id == "one"
-        assert 7 <= now() - began < 7.6
-
-    sim.run(main(), seed=1)
-
-
-def test_a_time_out_of_result_without_an_owner_is_owner_away():
-    """Whether it has ended is not known then."""
-
-    async def main():
-        client, owner = await new_place()
-        await owner.close()
-
-        with pytest.raises(OwnerAway, match="not known") as caught:
-            await client.handle("census", "one").result("3 seconds")
-
-        assert caught.value.handle.id == "one"
-
-    sim.run(main(), seed=1)
-
-
-def test_an_owner_that_does_not_hold_back_is_not_asked_in_a_rush():
-    """Early answers to `wait` are asked again with growing pauses."""
-
-    async def main():
-        client, owner = await new_place()
-        running = msgspec.Raw(msgspec.msgpack.encode({"workflow": "census", "id": "one", "status": "running"}))
-        owner.say = [Answer(1, value=running)] * 10_000
-
-        with pytest.raises(ResultTimeout):
-            await client.handle("census", "one").result("30 seconds")
-
-        assert len(owner.asked) < 100
-
-    sim.run(main(), seed=1)
-
-
-def test_an_errored_instance_raises_what_was_recorded():
-    """Type, message and traceback text of the error come along."""
-
-    async def main():
-        client, owner = await new_place()
-        owner.put("census", "one", "errored", ended_at=1, error=ErrorView("ValueError", "no lines", "Traceback …"))
-
-        with pytest.raises(InstanceErrored, match="ValueError: no lines") as caught:
-            await client.handle("census", "one").result()
-
-        assert (caught.value.error_type, caught.value.traceback) == ("ValueError", "Traceback …")
-
-    sim.run(main(), seed=1)
-
-
-def test_a_terminated_instance_raises():
-    """There is no result, and the error says why."""
-
-    async def main():
-        client, owner = await new_place()
-        owner.put("census", "one", "terminated", ended_at=1)
-
-        with pytest.raises(InstanceTerminated, match="census/one"):
-            await client.handle("census", "one").result()
-
-    sim.run(main(), seed=1)
-
-
-def test_an_output_of_another_type_is_said_so():
-    """An output that does not fit the Result type raises InvalidPayload that names the instance."""
-
-    async def main():
-        client, owner = await new_place()
-        owner.put("census", "one", "complete", output="text", ended_at=1)
-
-        with pytest.raises(InvalidPayload, match="census/one"):
-            await client.handle(Census, "one").result()
-
-    sim.run(main(), seed=1)
-
-
-def test_none_is_a_result():
-    """An output of None is an output."""
-
-    async def main():
-        client, owner = await new_place()
-        owner.put("census", "one", "complete", output=None, ended_at=1)
-
-        assert await client.handle("census", "one").result() is None
 
     sim.run(main(), seed=1)
 
@@ -425,7 +289,7 @@ def test_terminate_is_done_when_it_returns():
     """The owner has recorded it."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.put("census", "one", "running")
 
         await client.handle("census", "one").terminate()
@@ -439,7 +303,7 @@ def test_terminating_what_has_ended_raises():
     """Its result stays what it is."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.put("census", "one", "complete", output=1, ended_at=1)
 
         with pytest.raises(InstanceEnded, match="census/one"):
@@ -452,7 +316,7 @@ def test_every_repeat_of_terminate_carries_one_request_id():
     """A lost answer makes the client ask again: as the same operation, so that it gets the first answer."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.put("census", "one", "running")
         requests: list[str] = []
         await owner.bus.subscribe("toque.main.station.*.*.terminate",
@@ -471,7 +335,7 @@ def test_a_refused_operation_tells_the_owner_s_reason():
     """What the owner refuses is a mistake of the caller, in the owner's words."""
 
     async def main():
-        client, owner = await new_place()
+        client, owner = await client_and_owner()
         owner.say = [Answer(1, "refused", "no such operation")]
 
         with pytest.raises(UsageError, match="no such operation"):
@@ -484,7 +348,7 @@ def test_a_workflow_is_named_by_class_or_name_only():
     """Anything else is a mistake that says so."""
 
     async def main():
-        client, _ = await new_place()
+        client, _ = await client_and_owner()
 
         with pytest.raises(UsageError, match="by its class or its name"):
             client.handle(7, "one")  # type: ignore[call-overload]  # what is tested

@@ -175,7 +175,7 @@ def test_a_file_that_is_no_certificate_is_a_setup_error(tmp_path):
         NatsOptions(tls_ca=tmp_path / "ca.pem").tls_context()
 
 
-@pytest.mark.parametrize("url", ["http://a:1", "nats://", "nats://a:notaport", ",", "nats://user:hush@:x"])
+@pytest.mark.parametrize("url", ["http://a:1", "ws://a:1", "nats://", "nats://a:notaport", ",", "nats://user:hush@:x"])
 def test_something_that_is_no_address_is_refused(project, url):
     """The error shows what an address looks like, and no password."""
     with pytest.raises(SetupError, match="one looks like nats://") as caught:

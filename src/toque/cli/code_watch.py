@@ -60,12 +60,12 @@ class CodeWatch:
     """Tells of changes of files. The files are looked at in a thread, every WATCH_S seconds."""
 
     def __init__(self) -> None:
-        self._marks: FileMarks = {}
+        self.marks: FileMarks = {}
 
     def watch(self, files: Iterable[Path], *, read_ns: int) -> None:
         """From now on these. One changed since `read_ns` (time.time_ns) was read too early and counts as changed."""
         now_ns = time.time_ns()
-        self._marks = {path: _GONE if read_ns <= mark[0] <= now_ns else mark for path, mark in marks(files).items()}
+        self.marks = {path: _GONE if read_ns <= mark[0] <= now_ns else mark for path, mark in marks(files).items()}
 
     async def changed(self) -> list[Path]:
         """Wait for a change; returns the files that were changed, made or removed."""
@@ -79,7 +79,7 @@ class CodeWatch:
 
         def look() -> None:
             while not stop.wait(WATCH_S):
-                if paths := differences(self._marks, marks(self._marks)):
+                if paths := differences(self.marks, marks(self.marks)):
                     loop.call_soon_threadsafe(tell, paths)
                     return
 

@@ -160,11 +160,17 @@ class _Dev:
             changed = await self._watch.changed()
             self._say(f"{', '.join(path.name for path in changed)} changed")
             await self._look_at_app()  # code that does not import never reaches the pods: they go on with the old
-            for name in self._cluster.pods:
-                self._say(f"{name} is restarted")
-                if not await self._cluster.restart_pod(name):
-                    self._say(f"{name} did not come up; the other pods are left as they are")
-                    break
+            if await self._restart_pods():
+                self._say("all pods have the new code")
+
+    async def _restart_pods(self) -> bool:
+        """One after another, so that the others serve meanwhile. False when one did not come up."""
+        for name in self._cluster.pods:
+            self._say(f"{name} is restarted")
+            if not await self._cluster.restart_pod(name):
+                self._say(f"{name} did not come up; the other pods are left as they are")
+                return False
+        return True
 
 
 def banner(cluster: DevCluster, options: DevOptions, app: AppReport) -> list[str]:

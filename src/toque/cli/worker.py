@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 def run(arguments: Sequence[str]) -> int:
     """Run `worker …` or `inspect …`. Raises ToqueError."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     return _inspect(parsed.app) if parsed.command == "inspect" else _serve(parsed)
 
 
@@ -56,7 +56,7 @@ def _inspect(reference: str) -> int:
 
 # -- options -----------------------------------------------------------------------------------------------------------
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="toque", add_help=False)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     inspect = commands.add_parser("inspect")

@@ -137,7 +137,7 @@ def _proof(facts: Facts) -> str:
              f"{verdict.broken:,}", escape(verdict.note)) for verdict in facts.verdicts]
     intro = ("<p>Judged from the ledger, a process of its own to which every callback reported that it was entered and "
              "left, and from the client's own log; not from Toque's records.</p>")
-    return _section("What was promised, and held", intro + _table(("", "promise", "checked", "broken", ""), rows))
+    return _section("What was promised, and whether it held", intro + _table(("", "promise", "checked", "broken", ""), rows))
 
 
 def _mark(holds: bool) -> str:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toque._cluster import DevCluster
+from toque._dev_state import claim_directory
+from toque._nats_server import NatsServer
 from toque.chaos.history import COMPLETE, CREATE, RESULT, History, read_history
-from toque.chaos.ledger import Ledger, LedgerClient, LedgerReader, read_ledger
+from toque.chaos.ledger import Ledger, LedgerReader, read_ledger
 from toque.chaos.ledger_checks import Ledgered, Verdict, pair, recoveries
 from toque.client import BatchResult, Client, NewInstance
 from toque.demo import proof
@@ -28,12 +30,12 @@ from toque.demo.report import Facts, PodTimeline, lines
 from toque.demo.show import Figures, Show, make_show
 from toque.demo.summary import Summary, merge, summarise
 from toque.demo.takeover import Accident, facts_of, kill_a_pod, pods_by_pid, watch_takeover
-from toque.errors import InstanceFailed, ToqueError, Unavailable
+from toque.errors import InstanceFailed, SetupError, ToqueError, Unavailable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-SLOTS = 12  # of the account: instances at once
+SLOTS = 24  # of the account: instances at once
 SHARE_OF_CORES = 0.62  # for the callbacks; the rest is for the pods, the server, and this process
 TTL_S = 5.0
 RECOVERY_S_MAX = TTL_S + 2.0
@@ -46,15 +48,17 @@ APP = "toque.demo.census"
 
 async def run_demo(*, directory: Path, report: Path, pods: int = 2, seconds: float = 30.0, keep: bool = False,
                    console: Console | None = None) -> int:
-    """Run the demo in `directory`, write the page to `report`. Returns 0 when every verdict holds, else 1.
+    """Run the demo in a directory of its own below `directory`. Returns 0 when every verdict holds, else 1.
 
-    `seconds` is how long the census should last. With `keep`, or when something is broken, the server's and pods'
-    data, the ledger, the client's log and the pods' output stay in the directory; else what was made is removed.
-    Raises SetupError without a nats-server, AppError or Unavailable when the pods do not start.
+    The page is written to `report`: an .html file, or a directory for `index.html`. `seconds` is how long the census
+    should last. With `keep`, or when something is broken, the server's and pods' data, the ledger, the client's log
+    and the pods' output stay; else they are removed. Raises SetupError (no nats-server, a directory that cannot be
+    written), AppError or Unavailable when the pods do not start.
     """
     show = make_show(console)
+    page = _make_page_directory(report)
     place = _make_place(directory)
-    demo = Demo(place, report, pods, show)
+    demo = Demo(place, page, pods, show)
     try:
         verdicts = await demo.run(seconds)
     except BaseException:
@@ -72,9 +76,24 @@ async def run_demo(*, directory: Path, report: Path, pods: int = 2, seconds: flo
 
 def _make_place(directory: Path) -> Path:
     """A directory of this run alone."""
-    place = directory.absolute() / f"census-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
-    place.mkdir(parents=True)
+    place = directory.absolute() / f"toque-demo-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+    try:
+        place.mkdir(parents=True)
+    except OSError as error:
+        raise SetupError(f"the directory {place} cannot be made: {error.strerror}; name another") from error
     return place
+
+
+def _make_page_directory(report: Path) -> Path:
+    """Where the page goes; found out before the work, not after it."""
+    page = report if report.suffix == ".html" else report / "index.html"
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SetupError(f"the report cannot be written to {page}: {error.strerror}; name another place") from error
+    if not os.access(page.parent, os.W_OK):
+        raise SetupError(f"the report cannot be written to {page}: no permission; name another place")
+    return page.absolute()
 
 
 class Demo:
@@ -82,7 +101,7 @@ class Demo:
 
     def __init__(self, place: Path, report: Path, pods: int, show: Show) -> None:
         self._place = place
-        self._report = report.absolute()
+        self._report = report
         self._pods = pods
         self._show = show
         self._started = datetime.now(UTC)
@@ -90,6 +109,7 @@ class Demo:
         self._paths: dict[str, str] = {}  # by instance id: what was created
         self._pod_names: dict[int, str] = {}
         self._running = 0
+        self._alive = 0
         self._accident: Accident | None = None
         self._half_way = asyncio.Event()
         self._last_result = (time.monotonic(), 0)
@@ -106,7 +126,6 @@ class Demo:
             async with self._cluster(ledger) as cluster, Client.connect(cluster.url, name="toque demo") as client:
                 say(f"nats-server at {cluster.url} (every write synced), {self._pods} pods, {SLOTS} slots, the ledger "
                     f"in process {ledger.pid}")
-                await client.accounts.set(ACCOUNT, max_concurrent=SLOTS)
                 with History(self._place / "ops.jsonl") as history:
                     await self._census(choice, cluster, client, ledger, history)
                 return await self._judged(choice, cluster, client, ledger)
@@ -120,7 +139,9 @@ class Demo:
                 if who == "toque":
                     self._show.say(f"  {text}")
 
-            cluster = DevCluster(APP, directory=self._place / "cluster", pods=self._pods, ttl_s=TTL_S, account=ACCOUNT,
+            directory = self._place / "cluster"
+            await _make_account(directory)
+            cluster = DevCluster(APP, directory=directory, pods=self._pods, ttl_s=TTL_S, account=ACCOUNT,
                                  on_line=on_line, env=ledger.environment)
             await cluster.start()
             try:
@@ -192,7 +213,7 @@ class Demo:
             now, done = time.monotonic(), len(self._reports)
             recent = [*recent[-12:], (now, done)]
             per_second = (done - recent[0][1]) / (now - recent[0][0])
-            self._show.progress(Figures(done, len(self._paths), per_second, self._running, len(self._pod_names)))
+            self._show.progress(Figures(done, len(self._paths), per_second, self._running, self._alive))
             if looking is None or looking.done():
                 looking = asyncio.create_task(self._look_at_pods(client), name="pods")
             if self._is_stuck(now, done):
@@ -214,16 +235,14 @@ class Demo:
             views = await client.pods()
         except Unavailable:
             return
-        self._running = sum(view.slots_in_use for view in views)
+        self._running, self._alive = sum(view.slots_in_use for view in views), len(views)
         self._pod_names |= pods_by_pid(views)
 
     # -- the accident --------------------------------------------------------------------------------------------------
 
     async def _accident_half_way(self, cluster: DevCluster, client: Client, ledger: Ledger) -> None:
         await self._half_way.wait()
-        reporter = LedgerClient(ledger.socket, pod="demo")
-        accident = self._accident = await kill_a_pod(cluster, client, reporter)
-        reporter.close()
+        accident = self._accident = await kill_a_pod(cluster, client, ledger)
         self._show.say(f"Half-way: {accident.pod} (process {accident.pid}, {len(accident.stations)} of the stations) "
                        "was killed with SIGKILL")
         await watch_takeover(accident, client, LedgerReader(ledger.file), self._show.say)
@@ -268,7 +287,6 @@ class Demo:
 
     async def _gather(self, client: Client, url: str, facts: Facts) -> Verdict:
         """Let the report workflow write the page; compare its sums with the client's own."""
-        self._report.parent.mkdir(parents=True, exist_ok=True)
         ids = list(self._paths)
         params = ReportParams(ids=ids, url=url, page=str(self._report), facts=facts)
         handle = await client.create(Report, params)
@@ -276,13 +294,26 @@ class Demo:
             gathered = await handle.result(timedelta(minutes=2))
             self._page_written = True
         except ToqueError as error:
-            self._show.say(f"the report failed: {error!r}")
+            self._show.say(f"the report failed: {error}")
             gathered = Summary()
         batches = [ids[start:start + GATHER_BATCH] for start in range(0, len(ids), GATHER_BATCH)]
         own = merge([summarise(self._reports[instance] for instance in batch) for batch in batches])
         for line in lines(gathered):
             self._show.say(f"  {line}")
         return proof.check_summary(gathered, own)
+
+
+async def _make_account(directory: Path) -> None:
+    """The account with its limit, before any pod is there: lowered under running pods it would take a while to hold."""
+    claim = claim_directory(directory, ACCOUNT)
+    server = NatsServer(directory / "nats")
+    try:
+        await server.start()
+        async with Client.connect(server.url) as client:
+            await client.accounts.create(ACCOUNT, max_concurrent=SLOTS, ttl_s=TTL_S)
+    finally:
+        await server.stop()
+        claim.release()
 
 
 def timeline(ledgered: Ledgered, first_ns: int, pod_names: dict[int, str]) -> tuple[PodTimeline, ...]:

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 
 from toque._cluster import DevCluster
 from toque._protocol import PodView
-from toque.chaos.ledger import Entry, LedgerClient, LedgerReader
+from toque.chaos.ledger import ENTER, Entry, Ledger, LedgerClient, LedgerReader
 from toque.chaos.ledger_checks import KILLED, Recovery, pair, recoveries
 from toque.client import Client
 from toque.demo.report import KillFacts
 from toque.errors import Unavailable
 
 POLL_S = 0.1
+INSIDE_WANTED = 3
+INSIDE_POLL_S = 0.002
+INSIDE_S_MAX = 3.0
 WATCH_S_MAX = 30.0
 
 
@@ -37,14 +40,34 @@ class Accident:
         return (time.monotonic_ns() - self.at_ns) / 1e9
 
 
-async def kill_a_pod(cluster: DevCluster, client: Client, ledger: LedgerClient) -> Accident:
-    """SIGKILL to the pod that owns the most stations (the last by name), noted in the ledger at once."""
-    views = await client.pods()
-    victim = max(views, key=lambda view: (len(view.stations), view.pod))
+async def kill_a_pod(cluster: DevCluster, client: Client, ledger: Ledger) -> Accident:
+    """SIGKILL to the pod that owns the most stations (the last by name), in the middle of callbacks of its.
+
+    The kill is noted in the ledger at once.
+    """
+    reporter = LedgerClient(ledger.socket, pod="demo")
+    victim = max(await client.pods(), key=lambda view: (len(view.stations), view.pod))
+    await _until_inside(victim.pid, LedgerReader(ledger.file))
     at_ns = time.monotonic_ns()
     pid = cluster.kill_pod(victim.pod)
-    ledger.mark(KILLED, pod=victim.pod, pid=pid)
+    reporter.mark(KILLED, pod=victim.pod, pid=pid)
+    reporter.close()
     return Accident(victim.pod, victim.session, pid, victim.stations, at_ns)
+
+
+async def _until_inside(pid: int, ledger: LedgerReader) -> None:
+    """Wait until the process is inside a few callbacks; not for ever."""
+    inside: set[int] = set()  # connections: each thread has its own
+    deadline = time.monotonic() + INSIDE_S_MAX
+    while True:
+        for entry in ledger.read_new():
+            if entry.pid == pid and entry.kind == ENTER:
+                inside.add(entry.connection)
+            elif entry.pid == pid:
+                inside.discard(entry.connection)
+        if len(inside) >= INSIDE_WANTED or time.monotonic() > deadline:
+            return  # without another await: what was inside still is
+        await asyncio.sleep(INSIDE_POLL_S)
 
 
 async def watch_takeover(accident: Accident, client: Client, ledger: LedgerReader, say: Callable[[str], None]) -> None:

@@ -1,0 +1,71 @@
+# Everything that people and CI run. `make demo` and `make test` set up what they need, on a machine with Python ≥ 3.11.
+#
+# The install is editable: src/toque holds links to workers/, storage/ and chaos/, so one folder is the whole package and
+# each module has one file and one name. The wheel does not need the links: see the package list in pyproject.toml.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+BASE ?= python:3.12-slim
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; \
+	done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit fmt dist test-containers bench chaos clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
+
+demo: $(VENV)/.installed  ## run the main job: a census on two pods, one of them killed half-way
+	$(BIN)/toque demo
+
+test: lint types unit  ## lint, strict types and all tests but those that need containers
+
+lint: $(VENV)/.developing
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+
+types: $(VENV)/.developing
+	$(BIN)/mypy
+
+unit: $(VENV)/.developing
+	$(BIN)/pytest -m 'not containers'
+
+fmt: $(VENV)/.developing  ## sort imports and mend what ruff can mend
+	$(BIN)/ruff check --fix
+
+dist: $(VENV)/.developing  ## build sdist and wheel, and run the wheel in an environment of its own
+	rm -rf dist build
+	$(BIN)/python -m build -q
+	rm -rf build/check && $(PYTHON) -m venv build/check
+	wheel=$$(ls dist/*.whl) && build/check/bin/python -m pip --disable-pip-version-check -q install "$$wheel[cli,server]"
+	cd build/check && bin/toque version && bin/python -P -m toque worker --help >/dev/null
+	@ls -l dist
+
+test-containers: $(VENV)/.developing  ## the tests that need a Docker engine (BASE=… names another base image)
+	docker build --build-arg BASE=$(BASE) -t toque-worker .
+	$(BIN)/pytest -m containers
+
+bench: $(VENV)/.developing  ## throughput and latency on this machine
+	$(BIN)/python bench/throughput.py
+
+chaos: $(VENV)/.developing  ## kill pods at random and judge the outcome from the ledger
+	$(BIN)/pytest tests/acceptance -k 'kill'
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 with venv and pip found; install one (Debian, Ubuntu:" \
+		"apt-get install python3-venv), or name it: make PYTHON=/path/to/python3.13" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -e '.[cli,server,nkeys]'
+	@touch $@
+
+$(VENV)/.developing: $(VENV)/.installed
+	$(PIP) install --group dev
+	@touch $@
