@@ -163,11 +163,10 @@ class Bench:
             "cpu_us_per_instance_server": round((end.server_cpu_s - begin.server_cpu_s) / done * 1e6, 1),
         }
         name = "one step" if steps == 1 else f"{steps} steps"
-        figures = [Figure(f"{name}, filled queue: steps" if steps > 1 else f"{name}, filled queue: instances", rate * steps,
-                          "steps/s" if steps > 1 else "instances/s", aim, detail=detail)]
-        if steps > 1:
-            figures.append(Figure(f"{name}, filled queue: instances", rate, "instances/s"))
-        return figures
+        if steps == 1:
+            return [Figure(f"{name}, filled queue: instances", rate, "instances/s", aim, detail=detail)]
+        return [Figure(f"{name}, filled queue: steps", rate * steps, "steps/s", aim, detail=detail),
+                Figure(f"{name}, filled queue: instances", rate, "instances/s")]
 
     async def _follow(self, cluster: DevCluster, workflow: str, instances: int, samples: list[Sample]) -> None:
         """Sample how many are complete, from the first owner's answer on, until all are."""

@@ -50,6 +50,13 @@ class Verdict:
         """No violation, and something was looked at."""
         return not self.broken and self.checked > 0
 
+    @property
+    def word(self) -> str:
+        """holds, BROKEN, or NOT SEEN: nothing happened that it could have been judged from."""
+        if self.holds:
+            return "holds"
+        return "BROKEN" if self.broken else "NOT SEEN"
+
     def violated(self, what: str) -> None:
         self.broken += 1
         if len(self.violations) < VIOLATIONS_SHOWN:

@@ -119,6 +119,11 @@ class Consumer:
             self._credit -= len(batch)
             self._deliver(batch)
 
+    def progress(self) -> tuple[bool, int, int]:
+        """Whether everything that matches was sent, the last sequence sent, and the stream's last one."""
+        waiting = bool(self._first) or next(self.stream.after(self._position, self._filters), None) is not None
+        return not waiting, self._position, self.stream.last_sequence
+
     def _next(self) -> Message | None:
         while self._first:
             message = self.stream.at(self._first.popleft())

@@ -7,6 +7,7 @@ and core messages, each in a lane of their own; between lanes the order is a mat
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -67,13 +68,12 @@ class _Lane:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
         self._under_way: deque[Callable[[], None]] = deque()
-        self._free_at = 0.0
 
     def send(self, arrive: Callable[[], None]) -> None:
-        loop = asyncio.get_running_loop()
-        self._free_at = max(self._free_at, loop.time() + self._broker.draw_delay_s())
+        """Each timer lets the oldest thing arrive, so the order does not depend on the delays."""
         self._under_way.append(arrive)
-        loop.call_at(self._free_at, self._arrive)
+        asyncio.get_running_loop().call_later(self._broker.draw_delay_s(), self._arrive,
+                                              context=contextvars.Context())  # under way it is nobody's
 
     def _arrive(self) -> None:
         if self._under_way:  # else the connection was lost meanwhile
@@ -175,6 +175,14 @@ class MemoryFeed:
     def _grant(self, consumer: Consumer | None, messages: int) -> None:
         if consumer is not None and consumer is self._consumer:  # a consumer made since then knows the whole credit
             consumer.grant(messages)
+
+    async def clear_to(self) -> int:
+        consumer = self._consumer
+        if consumer is None:
+            return self._delivered
+        all_sent, sent, last = await self._bus._call("CONSUMER.INFO", self.spec.stream, consumer.progress)
+        arrived = sent <= max(self._delivered, self.spec.start_sequence - 1)
+        return max(last, self._delivered) if all_sent and arrived and consumer is self._consumer else self._delivered
 
     async def close(self) -> None:
         self._closed = True
@@ -457,7 +465,8 @@ class MemoryBus:
         elif fault.how == LOSE_ANSWER:
             self._upstream.send(lambda: arrive(False))
         elif fault.how == DELAY:
-            asyncio.get_running_loop().call_later(fault.delay_s, self._arrive_late, arrive)
+            asyncio.get_running_loop().call_later(fault.delay_s, self._arrive_late, arrive,
+                                                  context=contextvars.Context())
         else:
             assert fault.how == DROP_BEFORE
 

@@ -129,6 +129,21 @@ class NatsFeed:
         self._credit += messages
         self.pull_soon()
 
+    async def clear_to(self) -> int:
+        last = (await self._streams.info(self._spec.stream)).last_sequence
+        consumer = self._consumer
+        if consumer is None:
+            return self._handled()
+        state = await self._streams.consumer_state(self._spec.stream, consumer.name)
+        all_arrived = state.num_pending == 0 and state.delivered.consumer_seq == consumer.received
+        if consumer is self._consumer and all_arrived and not self._arrived:
+            return max(last, self._cursor)
+        return self._handled()
+
+    def _handled(self) -> int:
+        """The cursor, less what the handler has not had yet."""
+        return self._arrived[0].sequence - 1 if self._arrived else self._cursor
+
     async def close(self) -> None:
         """Nothing is delivered any more once it is called; the server forgets the consumer."""
         self._closed = True

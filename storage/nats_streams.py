@@ -64,6 +64,17 @@ class _Purged(Answer):
     purged: int = 0
 
 
+class _Delivered(msgspec.Struct):
+    consumer_seq: int = 0
+
+
+class ConsumerState(Answer):
+    """A consumer's own numbering, and how many messages of its filters it has not sent yet."""
+
+    delivered: _Delivered = msgspec.field(default_factory=_Delivered)
+    num_pending: int = 0
+
+
 class _Stored(msgspec.Struct):
     subject: str
     seq: int
@@ -158,7 +169,9 @@ class Streams:
         """Delete the filter's messages with a lower sequence."""
         if below_sequence <= 1:
             return 0  # the server takes 0 for "all of them"
-        request = {"filter": subject_filter, "seq": below_sequence}
+        request: dict[str, Any] = {"seq": below_sequence}
+        if subject_filter != ">":
+            request["filter"] = subject_filter
         return (await self.call(f"STREAM.PURGE.{stream}", request, _Purged)).purged
 
     async def message(self, stream: str, wanted: dict[str, Any]) -> Message | None:
@@ -178,6 +191,10 @@ class Streams:
     async def create_consumer(self, stream: str, config: dict[str, Any]) -> None:
         request = {"stream_name": stream, "config": config, "action": "create"}
         await self.call(f"CONSUMER.CREATE.{stream}.{config['name']}", request, Answer)
+
+    async def consumer_state(self, stream: str, name: str) -> ConsumerState:
+        """How far the server has come with a consumer."""
+        return await self.call(f"CONSUMER.INFO.{stream}.{name}", None, ConsumerState)
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         await self.call(f"CONSUMER.DELETE.{stream}.{name}", None, Answer, timeout_s=DELETE_CONSUMER_S)

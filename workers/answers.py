@@ -166,11 +166,10 @@ class Answers:
         if instance is None or row is None:
             return Answer(self._epoch, "retry", "the instance is being read back")
         history = self._context.store.history(self._station.id, serial)
-        admitted = history[0]
-        params = msgspec.Raw(b"")
-        if isinstance(admitted, r.Admitted):
-            params = _params(admitted, json)
-        return self._value(DescribeView(instance, _steps(history, json), params, row.interruptions), json)
+        view = DescribeView(instance, _steps(history, json), interruptions=row.interruptions)
+        if isinstance(history[0], r.Admitted):
+            view.params = _params(history[0], json)
+        return self._value(view, json)
 
     async def _terminate(self, request: InstanceRequest, json: bool) -> Answer:
         station = self._station
@@ -227,8 +226,8 @@ class Answers:
         live = sum(count for by_status in counts.values() for status, count in by_status.items()
                    if not r.Status[status.upper()].ended)
         queues = [
-            QueueView(name, max(souschef.committed, context.store.queue_position(station.id, name)), souschef.waiting,
-                      counts.get(name, {}))
+            QueueView(name, max(souschef.committed(0), context.store.queue_position(station.id, name)), souschef.waiting,
+                      counts.get(name, {}), len(souschef.handled))
             for name, souschef in station.souschefs.items()
         ]
         header = station.commits.tail.header

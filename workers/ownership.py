@@ -64,6 +64,11 @@ class Ownership:
         return [StationId(generation, number) for generation, count in self._context.control.layout.generations
                 for number in range(count)]
 
+    def owns_first(self) -> bool:
+        """Whether the Gatekeeper's station is here."""
+        held = self.stations.get(self._gatekeeper_station())
+        return held is not None and held.in_time()
+
     async def run(self) -> None:
         """Claim and move until cancelled."""
         hint = await self._context.bus.subscribe(subjects.released(self._context.account), self._hinted)

@@ -41,7 +41,8 @@ from toque.workers.control import ControlWatch
 from toque.workers.keeper_thread import Beat, KeeperThread
 from toque.workers.leasing import Leasing
 from toque.workers.ownership import Ownership
-from toque.workers.queue_reader import PURGE_EVERY_S, QueueReader
+from toque.workers.queue_purge import EVERY_S, QueuePurge
+from toque.workers.queue_reader import QueueReader
 from toque.workers.session import DirectoryLock, Session, end_session
 from toque.workers.slots import Slots
 from toque.workers.station import Station
@@ -294,15 +295,20 @@ class Pod:
             self._beat()
 
     async def _purge(self) -> None:
-        tick = 0
-        while True:
-            await asyncio.sleep(PURGE_EVERY_S)
-            tick += 1
-            for reader in list(self._readers.values()):
-                try:
-                    await reader.purge(self.context.control.account.queue_limit, tick=tick)
-                except (BusTimeout, BusError, NoResponders) as error:
-                    _log.info("purge put off", workflow=reader.workflow, why=str(error))
+        context = self.context
+        purge = QueuePurge(context.bus, context.account, owns_first=self._owns_first)
+        heard = await context.bus.subscribe(subjects.queue_positions(context.account), purge.heard)
+        try:
+            while True:
+                await asyncio.sleep(EVERY_S)
+                if self.ownership is not None and context.session.in_time():
+                    await purge.tick(list(self._readers.values()), self.ownership.all_stations(),
+                                     context.control.account.queue_limit)
+        finally:
+            await heard.close()
+
+    def _owns_first(self) -> bool:
+        return self.ownership is not None and self.ownership.owns_first()
 
     def _report(self, message: Message) -> None:
         context = self.context

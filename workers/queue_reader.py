@@ -1,8 +1,8 @@
 """Reads one workflow's queue for all stations of a pod, through one disposable consumer (protocol rule 11).
 
 The server's consumer state proves nothing: with each change of the pod's stations a fresh consumer sees everything that
-is still in the stream, in stream order, and the SousChefs drop what their journal knows. Messages leave the stream by
-the owner's purge behind its committed position only.
+is still in the stream, in stream order, and the SousChefs drop what their journal knows. What may leave the stream is
+told as committed positions; `toque.workers.queue_purge` sees to it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from toque.storage.ports import Bus, BusError, BusTimeout, Feed, FeedSpec, Messa
 from toque.workers.slots import Slots
 from toque.workers.souschef import SousChef
 
-PURGE_EVERY_S = 1.0
-LUMP_MIN, LUMP_MAX = 1_000, 10_000
-LUMP_OF_LIMIT = 0.05
-DEEP, DEEP_TICKS = 100_000, 10
+RETRY_S = 1.0
 
 _log = structlog.get_logger("toque.queue")
 
@@ -39,10 +36,8 @@ class QueueReader:
         self._souschefs: dict[StationId, SousChef] = {}
         self._feed: Feed | None = None
         self._outstanding = 0
-        self._created = ""
-        self._depth = 0
+        self.created = ""  # which stream it is: positions are worth nothing in another one
         self._changed = asyncio.Event()
-        self._purged: dict[StationId, int] = {}
 
     def add(self, souschef: SousChef) -> None:
         """Read for a station too, from the next consumer on."""
@@ -52,7 +47,6 @@ class QueueReader:
     def remove(self, station: StationId) -> None:
         """Messages for the station are ignored from here on."""
         self._souschefs.pop(station, None)
-        self._purged.pop(station, None)
 
     async def run(self) -> None:
         """Follow the changes of the stations until cancelled."""
@@ -64,7 +58,7 @@ class QueueReader:
                     await self._reopen()
                 except (BusError, BusTimeout, NoResponders) as error:
                     _log.warning("queue not readable", workflow=self.workflow, error=str(error))
-                    await asyncio.sleep(PURGE_EVERY_S)
+                    await asyncio.sleep(RETRY_S)
                     self._changed.set()
         finally:
             if self._feed is not None:
@@ -78,12 +72,7 @@ class QueueReader:
             souschef.forget_buffer()
         if not self._souschefs:
             return
-        info = await self._bus.stream_info(self._stream)
-        if info.created != self._created:  # no cursor outlives its stream
-            self._created = info.created
-            for souschef in self._souschefs.values():
-                souschef.committed = 0
-            self._purged.clear()
+        self.created = (await self._bus.stream_info(self._stream)).created
         filters = tuple(f"{subjects.queue_prefix(self._account, self.workflow, station)}.*"
                         for station in sorted(self._souschefs))
         self._outstanding = 0
@@ -113,27 +102,30 @@ class QueueReader:
         if self._outstanding == 0:
             self.top_up()
 
-    async def purge(self, queue_limit: int, *, tick: int) -> None:
-        """Remove what is committed: big lumps, or what there is (each second; each tenth when the queue is deep, for a
-        purge there stalls the stream longer). A stream that was made anew is left alone."""
-        lump = int(min(LUMP_MAX, max(LUMP_MIN, queue_limit * LUMP_OF_LIMIT / max(1, len(self._souschefs)))))
-        all_of_it = self._depth < DEEP or tick % DEEP_TICKS == 0
-        behind = [
-            souschef for souschef in self._souschefs.values()
-            if souschef.committed > self._purged.get(souschef.station, 0) and (all_of_it or souschef.uncleared >= lump)
-        ]
-        if not behind:
-            return
+    async def positions(self) -> dict[StationId, int]:
+        """The committed position of each station, and of what lies before it nothing is queued any more.
+
+        Empty when the stream was made anew since: then it is read again from its start.
+        """
+        if self._feed is None:
+            return {}
+        clear_to = await self._feed.clear_to()
         info = await self._bus.stream_info(self._stream)
-        self._depth = info.messages
-        if info.created != self._created:
+        if info.created != self.created:
             self._changed.set()
-            return
-        for souschef in behind:
-            position = souschef.committed
-            if not souschef.may_purge():
-                continue
-            souschef.uncleared = 0
-            prefix = subjects.queue_prefix(self._account, self.workflow, souschef.station)
-            await self._bus.purge(self._stream, f"{prefix}.*", position + 1)
-            self._purged[souschef.station] = position
+            return {}
+        for souschef in self._souschefs.values():
+            souschef.purged(info.first_sequence)
+        return {station: souschef.committed(clear_to) for station, souschef in self._souschefs.items()}
+
+    async def clear_backlog(self, handled_max: int) -> None:
+        """Purge a station's own subjects when too much of what it has handled waits for another, slower station.
+
+        Only then: holes in the stream slow that station down even more (see `Bus.purge`).
+        """
+        for souschef in list(self._souschefs.values()):
+            if len(souschef.handled) > handled_max and souschef.may_purge():
+                prefix = subjects.queue_prefix(self._account, self.workflow, souschef.station)
+                below = souschef.handled[-1] + 1
+                souschef.handled.clear()
+                await self._bus.purge(self._stream, f"{prefix}.*", below)

@@ -28,12 +28,10 @@ class SousChef:
         self.workflow = workflow
         self.flow = flow
         self.slots_in_use = 0
-        self.committed = 0  # queue sequence up to which every message is admitted, dropped or parked, and accepted
-        self.uncleared = 0  # messages behind `committed` that may still be in the stream
         self.parked = 0
+        self.handled: deque[int] = deque()  # sequences that are committed and still in the stream: no longer queued
         self._buffer: deque[tuple[str, Message]] = deque()
-        self._unaccepted = 0  # admissions and parkings under way
-        self._dropped = 0  # sequence of a dropped message behind admissions that are under way
+        self._under_way: dict[int, bool] = {}  # admissions and parkings in stream order: sequence → accepted
 
     @property
     def waiting(self) -> int:
@@ -42,6 +40,19 @@ class SousChef:
     @property
     def can_admit(self) -> bool:
         return bool(self._buffer) and self._owner.may_admit()
+
+    def committed(self, clear_to: int) -> int:
+        """The queue sequence up to which every message of this SousChef is admitted, dropped or parked, and accepted.
+
+        `clear_to`: the sequence up to which the reader has offered every message.
+        """
+        oldest = next(iter(self._under_way), 0) or (self._buffer[0][1].sequence if self._buffer else 0)
+        return oldest - 1 if oldest else clear_to
+
+    def purged(self, first_sequence: int) -> None:
+        """The stream begins at this sequence now."""
+        while self.handled and self.handled[0] < first_sequence:
+            self.handled.popleft()
 
     def offer(self, instance_id: str, message: Message) -> None:
         """A message of the queue, in stream order; it may have come before."""
@@ -55,12 +66,12 @@ class SousChef:
         """Admit the oldest waiting creation into the slot that was taken for it. False when none was left."""
         while self._buffer:
             instance_id, message = self._buffer.popleft()
-            if message.sequence <= self.committed or self._owner.knows(self.workflow, instance_id):
-                self._drop(message.sequence)
+            if self._owner.knows(self.workflow, instance_id):
+                self.handled.append(message.sequence)
             elif reason := refusal(instance_id, message):
                 self._park(message, reason)
             else:
-                self._unaccepted += 1
+                self._under_way[message.sequence] = False
                 self._owner.admit(self, self.admitted(instance_id, message, message.sequence), into_slot=True)
                 return True
         return False
@@ -74,28 +85,16 @@ class SousChef:
 
     def was_accepted(self, queue_sequence: int) -> None:
         """An Admitted or Parked record with this queue sequence stands in the journal."""
-        self._unaccepted -= 1
-        self._advance(queue_sequence)
-        if self._unaccepted == 0 and self._dropped:
-            self._advance(self._dropped)
-            self._dropped = 0
-
-    def may_purge(self) -> bool:
-        return self._owner.in_time()
-
-    def _drop(self, sequence: int) -> None:
-        if self._unaccepted:
-            self._dropped = max(self._dropped, sequence)
-        else:
-            self._advance(sequence)
-
-    def _advance(self, sequence: int) -> None:
-        if sequence > self.committed:
-            self.committed = sequence
-            self.uncleared += 1
+        self._under_way[queue_sequence] = True
+        while self._under_way:
+            oldest = next(iter(self._under_way))
+            if not self._under_way[oldest]:
+                return
+            del self._under_way[oldest]
+            self.handled.append(oldest)
 
     def _park(self, message: Message, reason: str) -> None:
-        self._unaccepted += 1
+        self._under_way[message.sequence] = False
         self.parked += 1
         self._owner.park(Parked(0, 0, 0, self._owner.now_ms(), self.workflow, message.sequence, message.subject,
                                 reason), message)

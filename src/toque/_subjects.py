@@ -120,6 +120,10 @@ def pods(account: str) -> str:
     return f"toque.{account}.pods.report"
 
 
+def queue_positions(account: str) -> str:
+    return f"toque.{account}.pods.positions"
+
+
 def released(account: str) -> str:
     return f"toque.{account}.pods.released"
 

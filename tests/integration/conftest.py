@@ -1,4 +1,4 @@
-"""Fixtures that run one test on every implementation of the Bus port: in memory under several seeds, and on a server."""
+"""Fixtures that run one test on every Bus implementation: in memory under several seeds, and on a real server."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the Bus port promises of publishing: compare and append, creations, atomic batches. Held by every implementation.
+"""What the Bus port promises of publishing, held by every implementation: compare and append, creations, batches.
 
-Each test runs on the in-memory bus (`-k memory`: virtual time, several seeds) and on a real server (`-k nats`). Where the
-two disagree the real server is right. The other promises are in `test_bus_conformance_{expiry,streams,delivery}.py`.
+Each test runs on the in-memory bus (`-k memory`: virtual time, several seeds) and on a real server (`-k nats`). Where
+the two disagree the real server is right. The other promises are in `test_bus_conformance_{expiry,streams,delivery}.py`.
 """
 
 from __future__ import annotations

@@ -132,6 +132,36 @@ def test_without_markers_an_expired_message_just_goes(each_bus):
         assert (await stage.bus.stream_info(stage.name)).last_sequence == 1
 
 
+def test_only_a_subjects_last_message_leaves_a_marker(each_bus):
+    """While the subject has another message, an expired one just goes."""
+
+    @each_bus
+    async def check(stage):
+        await stage.stream(**(EXPIRING | {"max_msgs_per_subject": -1, "subject_delete_marker_ttl": S}))
+        stays = await stage.publish("key", data=b"stays")
+        await stage.publish("key", data=b"goes", headers=ttl("1s"))
+
+        async def gone():
+            return (await stage.bus.stream_info(stage.name)).messages == 1
+
+        await stage.eventually(gone)
+        assert (await stage.bus.last_message(stage.name, stage.subject("key"))).sequence == stays
+        assert (await stage.bus.stream_info(stage.name)).last_sequence == stays + 1
+
+
+def test_a_ttl_is_never_below_the_markers(each_bus):
+    """Where a subject keeps several messages, a shorter one is raised: control keys must keep one message each."""
+
+    @each_bus
+    async def check(stage):
+        await stage.stream(**(EXPIRING | {"max_msgs_per_subject": -1}))
+        sequence = await stage.publish("key", headers=ttl("1s"))
+
+        stored = await stage.bus.message_at(stage.name, sequence)
+
+        assert stored.header(TTL_HEADER) == "60"
+
+
 def test_the_server_cuts_a_ttl_to_whole_seconds(each_bus):
     """1500ms lives for one second: whoever sends a TTL must send whole seconds."""
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import gc
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -116,3 +121,27 @@ def test_an_empty_file_has_nothing_in_it(tmp_path: Path) -> None:
 def test_each_complexity_falls_into_one_bin() -> None:
     """The bins begin at 1, 2, 3, 5, 8, 13, 21 and 34."""
     assert bins_of([1, 2, 3, 4, 5, 7, 12, 20, 33, 34, 900]) == (1, 1, 2, 2, 1, 1, 1, 2)
+
+
+@pytest.fixture
+def switching_gc() -> Iterator[None]:
+    """Let another thread in at every garbage collection, so in the middle of making a syntax tree too."""
+
+    def switch(phase: str, info: object) -> None:
+        time.sleep(0)
+
+    gc.callbacks.append(switch)
+    yield
+    gc.callbacks.remove(switch)
+
+
+@pytest.mark.usefixtures("switching_gc")
+def test_files_may_be_measured_side_by_side_in_threads() -> None:
+    """What a callback finds does not depend on which other threads are parsing at that moment."""
+    paths = [str(path) for path in sorted(Path(ast.__file__).parent.glob("[ac]*.py"))[:16]]
+    alone = [measure_file(path) for path in paths]
+
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(measure_file, paths))
+
+    assert together == alone

@@ -64,7 +64,8 @@ def test_an_honest_census_holds(evidence: Evidence) -> None:
 def test_a_wrong_result_breaks_c1(evidence: Evidence) -> None:
     """A result that differs from the recomputation by one line is found."""
     wrong = msgspec.structs.replace(evidence.reports[0], path="other")
-    evidence.ops = [*evidence.ops[:2], msgspec.structs.replace(evidence.ops[2], value=digest_of(wrong)), evidence.ops[3]]
+    changed = msgspec.structs.replace(evidence.ops[2], value=digest_of(wrong))
+    evidence.ops = [*evidence.ops[:2], changed, evidence.ops[3]]
 
     assert broken(evidence) == ["C1"]
 
@@ -131,5 +132,5 @@ def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixtur
     assert "1/3 files done, 12 files/s, 2 running, 2 pods" in printed
     assert "2/3" not in printed
     assert "3/3" in printed
-    assert "BROKEN  R5" in printed
-    assert "holds   C1" in printed
+    assert "BROKEN    R5" in printed
+    assert "holds     C1" in printed

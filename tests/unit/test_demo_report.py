@@ -89,9 +89,11 @@ def test_the_lines_for_a_terminal_name_the_extremes() -> None:
 
 def test_columns_reach_as_high_as_their_sum() -> None:
     """Layers are stacked: the upper one ends where the axis does when the sum is the axis' end."""
-    svg = stacked_columns([Series("a", "c1", [6]), Series("b", "c2", [4])], ["0 s"], unit="files", marks=[Mark(0.5, "!")])
+    series = [Series("a", "c1", [6]), Series("b", "c2", [4])]
 
-    assert 'class="c2" x="45.0" y="26.0"' in svg
+    svg = stacked_columns(series, ["0 s"], unit="files", marks=[Mark(0.5, "!")])
+
+    assert 'class="c2" x="57.0" y="26.0"' in svg
     assert "b, 0 s: 4 files" in svg
 
 

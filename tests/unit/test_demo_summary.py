@@ -49,7 +49,8 @@ def test_extremes_are_kept() -> None:
 
 def test_unreadable_files_are_named() -> None:
     """A file that Python does not take is counted and named with its reason."""
-    bad = FileReport("/lib/bad.py", Digest(5, "00"), Measures(lines=1, error="SyntaxError: no"), Symbols(), Resolution())
+    measures = Measures(lines=1, error="SyntaxError: no")
+    bad = FileReport("/lib/bad.py", Digest(5, "00"), measures, Symbols(), Resolution())
 
     summary = summarise([bad, *REPORTS])
 

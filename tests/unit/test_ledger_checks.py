@@ -110,7 +110,7 @@ def test_no_check_holds_on_nothing() -> None:
     verdicts = [check_c1([], {}), check_c2([], ledger), check_c3([], ledger), check_e1([], ledger, ORDER),
                 check_e3(ledger), check_l1(ledger, limit=1), check_recovery(ledger, within_s=1.0), check_ledger(ledger)]
 
-    assert not any(verdict.holds for verdict in verdicts)
+    assert {verdict.word for verdict in verdicts} == {"NOT SEEN"}
 
 
 def test_c1_breaks_on_an_acknowledged_creation_without_end(run: Run) -> None:

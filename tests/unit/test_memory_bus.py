@@ -192,22 +192,23 @@ def test_a_frozen_stream_answers_reads_and_no_writes():
 
 # -- lost connections --------------------------------------------------------------------------------------------------
 
-async def _publish_through_a_loss(world, lose):
+async def _publish_through_a_loss(world, lose, after_s):
     """Several publishes under way when the connection goes: what their callers saw, and what is stored."""
     publishes = [asyncio.ensure_future(world.bus.publish(f"journal.{n}", str(n).encode())) for n in range(6)]
-    await asyncio.sleep(0.001)
+    await asyncio.sleep(after_s)
     lose()
     seen = await asyncio.gather(*publishes, return_exceptions=True)
     return outcome(seen), world.stored
 
 
+@pytest.mark.parametrize("after_s", [0, 0.001])
 @pytest.mark.parametrize("how", ["disconnect", "stop"])
-def test_what_is_under_way_at_a_loss_may_or_may_not_be_stored(how):
+def test_what_is_under_way_at_a_loss_may_or_may_not_be_stored(how, after_s):
     """Over many seeds: an acknowledged one always is, of the unknown ones some are and some are not."""
 
     async def check(world):
         lose = world.bus.disconnect if how == "disconnect" else world.broker.stop
-        return await _publish_through_a_loss(world, lose)
+        return await _publish_through_a_loss(world, lose, after_s)
 
     unknown_stored = unknown_lost = 0
     for seed in SEEDS:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
-from toque.cli.output import EXIT_USAGE, report_error, say
+from toque.cli.output import EXIT_FAILED, EXIT_USAGE, report_error, say
 
 BARE_COMMANDS: Final = ("worker", "inspect")  # `inspect` is for `toque dev` alone
 CLI_PACKAGES: Final = ("typer>=0.15", "rich>=13")  # the extra `cli` of pyproject.toml
@@ -25,6 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run_bare(arguments)
         missing = [name for name in CLI_PACKAGES if importlib.util.find_spec(name.partition(">")[0]) is None]
         return _say_missing(missing) if missing else _run(arguments)
+    except BrokenPipeError:  # `toque instances list | head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the exit
+        return EXIT_FAILED
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost edge says it in a line
         return report_error(error)
 

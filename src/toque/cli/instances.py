@@ -67,8 +67,8 @@ async def list_instances(
 
 
 def _row(row: InstanceStatus) -> dict[str, Any]:
-    values = {field.name: getattr(row, field.name) for field in fields(row)}
-    return {**values, "output": None if row.output is None else as_json(row.output)}
+    """For JSON; lists carry no outputs."""
+    return {field.name: getattr(row, field.name) for field in fields(row) if field.name != "output"}
 
 
 def _cells(row: InstanceStatus) -> list[object]:

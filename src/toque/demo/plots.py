@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH = 860
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 26, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 4, 26, 34
 _COLUMNS_HEIGHT = 240
 _ROW = 24
 _LABEL_WIDTH = 190
@@ -158,4 +158,4 @@ def _bar_path(x: float, y: float, length: float, height: float) -> str:
 
 
 def _svg(height: float, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img">{"".join(parts)}</svg>'
+    return f'<div class="scroll"><svg viewBox="0 0 {WIDTH} {height:.0f}" role="img">{"".join(parts)}</svg></div>'

@@ -133,15 +133,18 @@ def _kill_text(kill: KillFacts | None) -> str:
 
 
 def _proof(facts: Facts) -> str:
-    rows = [(_mark(verdict.holds), f"<b>{escape(verdict.id)}</b> {escape(verdict.promise)}", f"{verdict.checked:,}",
+    rows = [(_mark(verdict), f"<b>{escape(verdict.id)}</b> {escape(verdict.promise)}", f"{verdict.checked:,}",
              f"{verdict.broken:,}", escape(verdict.note)) for verdict in facts.verdicts]
     intro = ("<p>Judged from the ledger, a process of its own to which every callback reported that it was entered and "
              "left, and from the client's own log; not from Toque's records.</p>")
-    return _section("What was promised, and whether it held", intro + _table(("", "promise", "checked", "broken", ""), rows))
+    table = _table(("", "promise", "checked", "broken", ""), rows)
+    return _section("What was promised, and whether it held", intro + table)
 
 
-def _mark(holds: bool) -> str:
-    return '<span class="good">✓ holds</span>' if holds else '<span class="bad">✗ broken</span>'
+def _mark(verdict: VerdictRow) -> str:
+    if verdict.holds:
+        return '<span class="good">✓ holds</span>'
+    return f'<span class="bad">✗ {"broken" if verdict.broken else "not seen"}</span>'
 
 
 def _complexity(summary: Summary) -> str:
@@ -179,7 +182,7 @@ def _left_out(summary: Summary, facts: Facts) -> str:
     if items:
         text += f"<p>Left out, because they are too big for the demo: {_some(items)}.</p>"
     if summary.errors:
-        errors = [f"{_code(path)} <small>{escape(shortened(reason, 90))}</small>" for path, reason in summary.errors]
+        errors = [f"{_code(path)} <small>{escape(reason[:90])}</small>" for path, reason in summary.errors]
         some = _some(errors, summary.error_count)
         text += f"<p>{summary.error_count} files are no source for this Python: {some}.</p>"
     return _section("What is not in it", text)
@@ -231,10 +234,13 @@ h2{font-size:18px;margin:0 0 12px}p{margin:10px 0 0;color:var(--soft);overflow-w
 section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:20px;margin-top:18px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(108px,1fr));gap:10px;margin-top:22px}
 .tiles div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
-.tiles b{display:block;font-size:22px;font-weight:600;font-variant-numeric:tabular-nums}.tiles span{color:var(--soft)}
-svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}.key{display:inline;width:10px;height:10px;
+.tiles b{display:block;font-size:20px;white-space:nowrap;font-weight:600;font-variant-numeric:tabular-nums}
+.tiles span{color:var(--soft)}
+svg{display:block;width:100%;min-width:600px;height:auto;
+font:12px system-ui,sans-serif}.key{display:inline;width:10px;min-width:0;height:10px;
 margin-right:6px}.legend{display:flex;gap:18px;margin:0 0 8px}.c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}
-.c4{fill:var(--c4)}.grid{stroke:var(--grid)}.axis{stroke:var(--line)}.tick,.value{fill:var(--soft)}.label{fill:var(--ink)}
+.c4{fill:var(--c4)}.grid{stroke:var(--grid)}.axis{stroke:var(--line)}.tick,.value{fill:var(--soft)}
+.label{fill:var(--ink)}
 .mark{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:4 3}.marktext{fill:var(--bad);font-weight:600}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px}
 th{text-align:left;color:var(--soft);font-weight:500}th,td{padding:6px 10px 6px 0;border-bottom:1px solid var(--line);

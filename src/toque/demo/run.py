@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from toque._cluster import DevCluster
 from toque._dev_state import claim_directory
 from toque._nats_server import NatsServer
+from toque._protocol import PodView
 from toque.chaos.history import COMPLETE, CREATE, RESULT, History, read_history
 from toque.chaos.ledger import Ledger, LedgerReader, read_ledger
 from toque.chaos.ledger_checks import Ledgered, Verdict, pair, recoveries
@@ -108,8 +109,7 @@ class Demo:
         self._reports: dict[str, FileReport] = {}  # by instance id
         self._paths: dict[str, str] = {}  # by instance id: what was created
         self._pod_names: dict[int, str] = {}
-        self._running = 0
-        self._alive = 0
+        self._views: Sequence[PodView] = []  # the pods' latest reports
         self._accident: Accident | None = None
         self._half_way = asyncio.Event()
         self._last_result = (time.monotonic(), 0)
@@ -213,7 +213,8 @@ class Demo:
             now, done = time.monotonic(), len(self._reports)
             recent = [*recent[-12:], (now, done)]
             per_second = (done - recent[0][1]) / (now - recent[0][0])
-            self._show.progress(Figures(done, len(self._paths), per_second, self._running, self._alive))
+            running = sum(view.slots_in_use for view in self._views)
+            self._show.progress(Figures(done, len(self._paths), per_second, running, len(self._views)))
             if looking is None or looking.done():
                 looking = asyncio.create_task(self._look_at_pods(client), name="pods")
             if self._is_stuck(now, done):
@@ -232,17 +233,16 @@ class Demo:
     async def _look_at_pods(self, client: Client) -> None:
         await asyncio.sleep(TICK_S)
         try:
-            views = await client.pods()
+            self._views = await client.pods()
         except Unavailable:
             return
-        self._running, self._alive = sum(view.slots_in_use for view in views), len(views)
-        self._pod_names |= pods_by_pid(views)
+        self._pod_names |= pods_by_pid(self._views)
 
     # -- the accident --------------------------------------------------------------------------------------------------
 
     async def _accident_half_way(self, cluster: DevCluster, client: Client, ledger: Ledger) -> None:
         await self._half_way.wait()
-        accident = self._accident = await kill_a_pod(cluster, client, ledger)
+        accident = self._accident = await kill_a_pod(cluster, self._views or await client.pods(), ledger)
         self._show.say(f"Half-way: {accident.pod} (process {accident.pid}, {len(accident.stations)} of the stations) "
                        "was killed with SIGKILL")
         await watch_takeover(accident, client, LedgerReader(ledger.file), self._show.say)

@@ -80,8 +80,7 @@ class PlainShow:
     def verdicts(self, verdicts: Sequence[Verdict]) -> None:
         width = max(len(verdict.promise) for verdict in verdicts)
         for verdict in verdicts:
-            word = "holds " if verdict.holds else "BROKEN"
-            self.say(f"  {word}  {verdict.id:<7}{verdict.promise:<{width}}  {verdict.checked:>7,} checked"
+            self.say(f"  {verdict.word:<8}  {verdict.id:<7}{verdict.promise:<{width}}  {verdict.checked:>7,} checked"
                      + (f", {verdict.note}" if verdict.note else ""))
 
     def close(self) -> None:
@@ -109,11 +108,12 @@ class RichShow:
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> None:
         from rich.table import Table
+        from rich.text import Text
 
         table = Table("", "", "promise", "checked", "", box=None, padding=(0, 2, 0, 0))
         for verdict in verdicts:
-            word = "[green]holds[/]" if verdict.holds else "[bold red]BROKEN[/]"
-            table.add_row(word, verdict.id, verdict.promise, f"{verdict.checked:,}", verdict.note)
+            word = Text(verdict.word, "green" if verdict.holds else "bold red")
+            table.add_row(word, verdict.id, Text(verdict.promise), f"{verdict.checked:,}", Text(verdict.note))
         self._console.print(table, highlight=False)
 
     def close(self) -> None:

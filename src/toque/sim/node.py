@@ -1,0 +1,172 @@
+"""A pod in the simulator: what `run_pod` wires from sockets, threads and files, wired from a Process instead.
+
+Its disk (tables and the name of its last session) outlives it, as the directory of a real pod does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from toque._accounts import ensure_account
+from toque._app import App
+from toque._protocol import AccountRecord, SessionRecord
+from toque.sim.loop import VirtualClock
+from toque.sim.process import Process
+from toque.storage.memory_broker import MemoryBroker
+from toque.storage.memory_store import MemoryStore, MemoryTables
+from toque.storage.ports import Bus, BusError, BusTimeout, Clock, NoResponders
+from toque.workers.attempt import Callbacks
+from toque.workers.keeper_thread import EXIT_FENCED, WATCH_S
+from toque.workers.pod import EXIT_OK, Pod
+from toque.workers.session import RETRY_S, Session, SessionKeeper, end_session
+
+THREAD_START_S_MAX = 0.002
+
+
+@dataclass
+class Disk:
+    """A pod's directory."""
+
+    tables: MemoryTables = field(default_factory=MemoryTables)
+    last_session: str = ""
+
+
+class InlineCallbacks(Callbacks):
+    """Sync callbacks run in the loop, soon, and take no virtual time."""
+
+    def __init__(self, threads_max: int, rng: random.Random) -> None:
+        super().__init__(threads_max)
+        self._rng = rng
+
+    def submit(self, fn: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_later(self._rng.uniform(0, THREAD_START_S_MAX), fn)
+
+
+class LoopKeeper:
+    """Keeps a session as `KeeperThread` does, in the loop, on a connection of its own."""
+
+    def __init__(self, node: PodNode, session: Session, on_lost: Callable[[str], None], bus: Bus) -> None:
+        self._node = node
+        self._session = session
+        self._keeper = SessionKeeper(bus, node.account, node.clock, session, on_lost=on_lost)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self) -> None:
+        while True:
+            try:
+                await self._keeper.open()
+                break
+            except (BusTimeout, BusError, NoResponders):
+                await asyncio.sleep(RETRY_S)
+        self._tasks = [self._node.process.spawn(self._keeper.run()), self._node.process.spawn(self._watch())]
+
+    def announce(self, record: SessionRecord) -> None:
+        self._keeper.announce(record)
+
+    async def leave(self) -> None:
+        await self._keeper.leave()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _watch(self) -> None:
+        """End the process when a callback has outlived the session."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            if self._node.clock.boottime() >= self._session.expires_at and self._node.callbacks.inside:
+                self._node.exit_code = EXIT_FENCED
+                self._node.kill()
+
+
+class PodNode:
+    """One process of a pod. `pod` is there from `start` on; the ports are `bus`, `keeper_bus`, `store` and `clock`."""
+
+    def __init__(self, name: str, app: App, *, broker: MemoryBroker, disk: Disk, rng: random.Random,
+                 account: str = "main", skew_s: float = 0.0, rate: float = 1.0, slots_max: int = 10_000,
+                 ttl_s: float | None = None, grace_s: float = 25.0,
+                 on_death: Callable[[PodNode], None] = lambda node: None) -> None:
+        self.name = name
+        self.app = app
+        self.account = account
+        self.disk = disk
+        self.process = Process(name)
+        self.clock: Clock = VirtualClock(asyncio.get_running_loop(), skew_s, rate)
+        self.bus = self.process.bus(broker, f"{name}-pod")
+        self.keeper_bus = self.process.bus(broker, f"{name}-keeper")
+        self.store: MemoryStore
+        self.callbacks = InlineCallbacks(32, rng)
+        self.pod: Pod
+        self.exit_code: int | None = None  # None while it runs, and after a kill
+        self.exited: asyncio.Task[None] | None = None
+        self._broker = broker
+        self._rng = rng
+        self._slots_max = slots_max
+        self._ttl_s = ttl_s
+        self._grace_s = grace_s
+        self._on_death = on_death
+
+    @property
+    def alive(self) -> bool:
+        return self.process.alive
+
+    @property
+    def session(self) -> str:
+        return self.pod.context.session.id
+
+    async def start(self) -> None:
+        """Returns when the pod serves (its session is open; stations come later). Raises what stopped it."""
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.exited = self.process.spawn(self._main(lambda: ready.set_result(None)))
+        await asyncio.wait({self.exited, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if self.exited.done():
+            await self.exited
+
+    async def _main(self, ready: Callable[[], None]) -> None:
+        account, layout = await ensure_account(self.bus, self.account, defaults=AccountRecord(name=self.account))
+        if self.disk.last_session:
+            await end_session(self.bus, self.account, self.disk.last_session, reason="dead", by=self.name,
+                              over_live=True)
+        self.store = MemoryStore(self.disk.tables)
+        self.pod = Pod(self.app, pod=self.name, account=account, layout=layout, bus=self.bus, store=self.store,
+                       clock=self.clock, rng=self._rng, make_keeper=self._make_keeper, slots_max=self._slots_max,
+                       ttl_s=self._ttl_s, callbacks=self.callbacks, remember_session=self._remember_session)
+        await self.pod.run(grace_s=self._grace_s, ready=ready)
+        self.store.close()
+        self.exit_code = EXIT_OK
+
+    def _make_keeper(self, session: Session, on_lost: Callable[[str], None]) -> LoopKeeper:
+        return LoopKeeper(self, session, on_lost, self.keeper_bus)
+
+    def _remember_session(self, session: str) -> None:
+        self.disk.last_session = session
+
+    def kill(self) -> None:
+        """kill -9. Its session's key stays until the TTL; what was folded stays on its disk."""
+        self.process.kill()
+        self._on_death(self)
+
+    async def stop(self) -> None:
+        """SIGTERM, and wait for the exit, which cuts what still runs. Raises what ended the pod otherwise."""
+        assert self.exited is not None
+        self.pod.stop()
+        await self.exited
+        for bus in self.process.buses:
+            await bus.close()
+        self.process.kill()
+        self._on_death(self)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.process.resume()
+
+    async def bury(self) -> None:
+        """At the end of a simulation: leave nothing behind in the loop."""
+        await self.process.bury()
+        if hasattr(self, "pod") and self.pod.ownership is not None:
+            await self.pod.ownership.drop_all()

@@ -1,0 +1,186 @@
+"""Simulated processes in one virtual loop: each can be killed as by kill -9, or stopped and continued as by signals.
+
+What a process started (tasks, timers, handlers) carries it in its context, and so does all that these start. The loop
+looks at it before each callback: a dead process runs nothing any more, a paused one runs it when it is resumed. What is
+under way in the network belongs to nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Sequence
+from enum import Enum
+from typing import Any, TypeVar
+
+from toque.sim.loop import VirtualLoop
+from toque.storage.memory_bus import MemoryBroker, MemoryBus, MemoryFeed, MemorySubscription
+from toque.storage.ports import FeedSpec, Message
+
+T = TypeVar("T")
+
+
+class State(Enum):
+    """Of a process."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    DEAD = "dead"
+
+
+class Process:
+    """One simulated process. `name` is for people."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state = State.RUNNING
+        self.tasks: set[asyncio.Task[Any]] = set()  # kept, so that nothing of a dead process is ever collected
+        self.buses: list[ProcessBus] = []
+        self._context = contextvars.copy_context()
+        self._context.run(_current.set, self)
+        self._parked: list[Callable[[], None]] = []
+
+    @staticmethod
+    def current() -> Process | None:
+        """The process whose code runs now."""
+        return _current.get()
+
+    @property
+    def alive(self) -> bool:
+        return self.state is not State.DEAD
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine as the process's own."""
+        return asyncio.get_running_loop().create_task(coroutine, context=self._context.copy())
+
+    def call(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Run a callback as the process's own: now, when it is resumed, or never."""
+        self.admit(lambda: self._context.copy().run(callback, *args))
+
+    def admit(self, act: Callable[[], Any]) -> None:
+        """Act as far as the process's state lets it. What a dead one missed is kept for `bury`."""
+        if self.state is State.RUNNING:
+            act()
+        else:
+            self._parked.append(act)
+
+    def bus(self, broker: MemoryBroker, name: str) -> ProcessBus:
+        """A connection that dies with the process."""
+        bus = ProcessBus(self, broker, name)
+        self.buses.append(bus)
+        return bus
+
+    def kill(self) -> None:
+        """kill -9: nothing of it runs any more; part of what its connections had sent arrives."""
+        self.state = State.DEAD
+        for bus in self.buses:
+            contextvars.Context().run(bus.disconnect)
+
+    def pause(self) -> None:
+        """SIGSTOP: its clock and its connections go on, its code does not."""
+        assert self.state is State.RUNNING
+        self.state = State.PAUSED
+
+    def resume(self) -> None:
+        """SIGCONT: what came meanwhile runs now, in its order."""
+        assert self.state is State.PAUSED
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self.state = State.RUNNING
+        parked, self._parked = self._parked, []
+        for act in parked:
+            asyncio.get_running_loop().call_soon(self.admit, act)
+
+    async def bury(self) -> None:
+        """At the end of a simulation: cancel the process's tasks and let them run out, without any connection."""
+        self.kill()
+        self._go_on()
+        while tasks := self.tasks - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self.state = State.DEAD
+
+
+_current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class _Guarded:
+    """A callback of a process, as the loop holds it."""
+
+    __slots__ = ("callback", "context", "handle", "process")
+
+    def __init__(self, process: Process, callback: Callable[..., object], context: contextvars.Context | None) -> None:
+        self.process = process
+        self.callback = callback
+        self.context = context
+        self.handle: asyncio.Handle | None = None
+
+    def __call__(self, *args: Any) -> None:
+        if self.process.state is State.RUNNING:
+            self.callback(*args)
+        else:
+            context = contextvars.copy_context()
+            self.process.admit(lambda: self._run_late(context, args))
+
+    def _run_late(self, context: contextvars.Context, args: tuple[Any, ...]) -> None:
+        if self.handle is None or not self.handle.cancelled():
+            (self.context or context).run(self.callback, *args)
+
+
+class ProcessLoop(VirtualLoop):
+    """A virtual loop that knows processes; see the module."""
+
+    def call_soon(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]  # less generic
+                  context: contextvars.Context | None = None) -> asyncio.Handle:
+        guarded = _guard(callback, context)
+        handle = super().call_soon(guarded, *args, context=context)
+        return _remember(guarded, handle)
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]
+                             context: contextvars.Context | None = None) -> asyncio.Handle:
+        guarded = _guard(callback, context)
+        handle = super().call_soon_threadsafe(guarded, *args, context=context)
+        return _remember(guarded, handle)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any,  # type: ignore[override]
+                context: contextvars.Context | None = None) -> asyncio.TimerHandle:
+        guarded = _guard(callback, context)
+        handle = super().call_at(when, guarded, *args, context=context)
+        _remember(guarded, handle)
+        return handle
+
+    def create_task(self, coro: Any, *, name: str | None = None,  # type: ignore[override]  # less generic
+                    context: contextvars.Context | None = None) -> asyncio.Task[Any]:
+        process = _current.get() if context is None else context.get(_current)
+        task: asyncio.Task[Any] = super().create_task(coro, name=name, context=context)
+        if process is not None:
+            process.tasks.add(task)
+            task.add_done_callback(process.tasks.discard, context=contextvars.Context())
+        return task
+
+
+def _guard(callback: Callable[..., object], context: contextvars.Context | None) -> Callable[..., object]:
+    process = _current.get() if context is None else context.get(_current)
+    return callback if process is None else _Guarded(process, callback, context)
+
+
+def _remember(guarded: Callable[..., object], handle: asyncio.Handle) -> asyncio.Handle:
+    if isinstance(guarded, _Guarded):
+        guarded.handle = handle
+    return handle
+
+
+class ProcessBus(MemoryBus):
+    """A process's connection: its handlers run as the process's own."""
+
+    def __init__(self, process: Process, broker: MemoryBroker, name: str) -> None:
+        super().__init__(broker, name)
+        self._process = process
+
+    async def subscribe(self, subject: str, handler: Callable[[Message], None]) -> MemorySubscription:
+        return await super().subscribe(subject, lambda message: self._process.call(handler, message))
+
+    async def open_feed(self, spec: FeedSpec, handler: Callable[[Sequence[Message]], None]) -> MemoryFeed:
+        return await super().open_feed(spec, lambda messages: self._process.call(handler, messages))

@@ -1,0 +1,388 @@
+"""A whole account in one virtual-time loop: pods that can be killed, clients, and a history of callback entries.
+
+    def test_something() -> None:
+        async def story(world: World) -> None:
+            app = world.app(steps_workflow(world, "work", steps=3, step_s=0.5))
+            a = await world.start_pod("a", app)             # returns when its session is open
+            await world.all_owned()                         # … and this when every station has an owner that serves
+            client = world.client()
+            handle = await client.create("work", 7, id="one")
+            await world.until(lambda: world.history.entered("one", "s1"), "step s1 was entered")
+            a.kill()                                        # kill -9: its session's key stays until the TTL
+            b = await world.start_pod("b", app)             # `a` again would end its own dead session at once
+            assert await handle.result() == 7
+            await world.quiet()                             # nothing is left in any pod's memory
+
+        play(story, seed=1)                                 # World(seed, account=AccountRecord(…)) by keyword arguments
+
+Nodes (`toque.sim.node.PodNode`): `kill()`, `await stop()` (SIGTERM), `pause()`, `resume()`; `bus.disconnect()` and
+`bus.reconnect()` cut a pod's connection, `keeper_bus` its session's; `node.pod` is the Pod, `node.disk.tables` outlives
+it. `world.broker` takes faults (`fail_next`, `freeze_stream`, `stop`, `start`). Callbacks report where they are:
+
+    async def charge(ctx: StepContext) -> int:
+        with world.history.inside(ctx):                     # the pod is known from who runs it
+            await asyncio.sleep(1)
+
+Anything that raised in a task or callback of the loop fails the test at the end, unless it is in `world.expected`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from toque import _subjects as subjects
+from toque._accounts import ensure_account, update_account
+from toque._app import App
+from toque._protocol import AccountRecord, Layout, SessionRecord
+from toque._subjects import StationId, station_number
+from toque.client import Client
+from toque.sim.node import Disk, PodNode
+from toque.sim.process import Process, ProcessLoop
+from toque.storage import records as r
+from toque.storage.journal import decode_group, header_of
+from toque.storage.memory_bus import MemoryBroker, MemoryBus
+from toque.storage.ports import Message
+from toque.workers.session import decode_session
+from toque.workers.station import Station
+from toque.workflow import Step, StepContext, Workflow, WorkflowEvent, workflow_name
+
+T = TypeVar("T")
+STORY_S_MAX = 3_600.0  # of virtual time
+POLL_S = 0.01
+ACCOUNT = "main"
+TTL_S = 10.0
+
+
+@dataclass
+class Entry:
+    """A callback that was entered. `left_at` None: still inside; `cut`: it left because its pod was killed."""
+
+    instance: str
+    step: str
+    count: int
+    attempt: int
+    pod: str
+    entered_at: float
+    left_at: float | None = None
+    cut: bool = False
+
+
+class History:
+    """What the callbacks themselves report, with virtual times."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    @contextmanager
+    def inside(self, ctx: StepContext) -> Iterator[Entry]:
+        """Report the entry now and the exit at the end of the block."""
+        process = Process.current()
+        assert process is not None and process.alive, "a callback ran outside of any living pod"
+        loop = asyncio.get_running_loop()
+        entry = Entry(ctx.instance_id, ctx.name, ctx.count, ctx.attempt, process.name, loop.time())
+        self.entries.append(entry)
+        try:
+            yield entry
+        finally:
+            if entry.left_at is None:
+                entry.left_at = loop.time()
+
+    def died(self, pod: str) -> None:
+        """A process is gone: its callbacks are not inside any more."""
+        for entry in self.entries:
+            if entry.pod == pod and entry.left_at is None:
+                entry.left_at, entry.cut = asyncio.get_running_loop().time(), True
+
+    def entered(self, instance: str | None = None, step: str | None = None, *, pod: str | None = None,
+                since: float = 0.0) -> list[Entry]:
+        """The entries that match, in order."""
+        return [entry for entry in self.entries
+                if instance in (None, entry.instance) and step in (None, entry.step) and pod in (None, entry.pod)
+                and entry.entered_at >= since]
+
+    def times(self, instance: str, step: str) -> int:
+        return len(self.entered(instance, step))
+
+    def most_inside(self) -> int:
+        """The most instances that were inside callbacks at one time (a sweep line; an exit precedes an entry)."""
+        changes = [(entry.entered_at, 1, entry.instance) for entry in self.entries]
+        changes += [(entry.left_at, 0, entry.instance) for entry in self.entries if entry.left_at is not None]
+        inside: dict[str, int] = {}
+        most = 0
+        for _, enters, instance in sorted(changes):
+            inside[instance] = inside.get(instance, 0) + (1 if enters else -1)
+            most = max(most, sum(count > 0 for count in inside.values()))
+        return most
+
+
+@dataclass
+class Grouped:
+    """One journal message, decoded."""
+
+    sequence: int
+    header: r.GroupHeader
+    records: list[Any] = field(default_factory=list)
+
+
+class World:
+    """See the module. One account, whose record is `account`."""
+
+    def __init__(self, seed: int, *, account: AccountRecord | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.broker = MemoryBroker(random.Random(self.rng.getrandbits(64)))
+        self.account = account or AccountRecord(name=ACCOUNT, stations=4, ttl_s=TTL_S)
+        self.history = History()
+        self.nodes: list[PodNode] = []
+        self.disks: dict[str, Disk] = {}
+        self.expected: tuple[type[BaseException], ...] = ()
+        self.errors: list[BaseException] = []
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._failed)
+        self._bus = MemoryBus(self.broker, "world")
+
+    # -- pods and clients ----------------------------------------------------------------------------------------------
+
+    def app(self, *flows: type[Workflow[Any, Any]]) -> App:
+        """An app of these classes."""
+        return App(workflows={workflow_name(flow): flow for flow in flows}, lifespan=None, reference="simulated",
+                   files=[])
+
+    async def start_pod(self, name: str, app: App, **options: Any) -> PodNode:
+        """Start a pod on its disk (made at first); options are those of PodNode."""
+        assert not any(node.name == name and node.alive for node in self.nodes), f"pod {name} runs already"
+        await self.ensure_account()
+        node = PodNode(name, app, broker=self.broker, disk=self.disks.setdefault(name, Disk()),
+                       rng=random.Random(self.rng.getrandbits(64)), account=self.account.name,
+                       on_death=lambda node: self.history.died(node.name), **options)
+        self.nodes.append(node)
+        await node.start()
+        return node
+
+    def client(self) -> Client:
+        """A client on a connection of its own."""
+        return Client(MemoryBus(self.broker, "client"), account=self.account.name,
+                      rng=random.Random(self.rng.getrandbits(64)), now_ms=self.broker.now_ms)
+
+    def bus(self) -> MemoryBus:
+        """A connection for a test's own messages."""
+        return MemoryBus(self.broker, "test")
+
+    async def ensure_account(self) -> Layout:
+        _, layout = await ensure_account(self._bus, self.account.name, defaults=self.account)
+        return layout
+
+    async def change_account(self, **changes: Any) -> None:
+        """`toque accounts set`."""
+        await update_account(self._bus, self.account.name, **changes)
+
+    async def publish(self, workflow: str, instance_id: str, body: bytes = b"7", *, nonce: str = "") -> None:
+        """A creation by plain NATS. Raises what the bus raises."""
+        headers = {subjects.NONCE_HEADER: nonce} if nonce else None
+        await self._bus.publish(subjects.create(self.account.name, workflow, instance_id), body, headers)
+
+    # -- what is where -------------------------------------------------------------------------------------------------
+
+    @property
+    def living(self) -> list[PodNode]:
+        return [node for node in self.nodes if node.alive]
+
+    def stations(self) -> list[StationId]:
+        return [StationId(1, number) for number in range(self.account.stations)]
+
+    def station_of(self, instance_id: str) -> StationId:
+        return StationId(1, station_number(instance_id, self.account.stations))
+
+    def held(self, station: StationId) -> list[tuple[PodNode, Station]]:
+        """Every living node that has the station in memory."""
+        return [(node, node.pod.ownership.stations[station]) for node in self.living
+                if hasattr(node, "pod") and node.pod.ownership is not None and station in node.pod.ownership.stations]
+
+    def owner(self, station: StationId) -> PodNode:
+        """The node whose epoch of the station is the highest."""
+        holders = self.held(station)
+        assert holders, f"nobody holds station {station}"
+        return max(holders, key=lambda held: held[1].commits.tail.header.epoch)[0]
+
+    def ids_at(self, station: StationId, count: int, prefix: str = "i") -> list[str]:
+        """Instance ids that live at a station."""
+        found: list[str] = []
+        number = 0
+        while len(found) < count:
+            number += 1
+            if self.station_of(f"{prefix}{number}") == station:
+                found.append(f"{prefix}{number}")
+        return found
+
+    def journal(self, station: StationId) -> list[Grouped]:
+        """The station's groups as they lie in the journal, past every delay."""
+        messages = self.broker.stored(subjects.journal_stream(self.account.name),
+                                      subjects.journal(self.account.name, station))
+        return [Grouped(message.sequence, header_of(message), list(decode_group(message))) for message in messages]
+
+    def records(self, kind: type[T], station: StationId | None = None) -> list[T]:
+        """Every journal record of a kind."""
+        places = [station] if station is not None else self.stations()
+        return [record for place in places for group in self.journal(place) for record in group.records
+                if isinstance(record, kind)]
+
+    def session_key(self, session: str) -> SessionRecord | None:
+        """What a session's key says now; None for an expiry marker."""
+        message = self.broker.last_message(subjects.control_stream(self.account.name),
+                                           subjects.control_session(self.account.name, session))
+        assert message is not None, f"session {session} has no key"
+        return decode_session(message)
+
+    def queued(self, workflow: str) -> list[Message]:
+        return self.broker.stored(subjects.queue_stream(self.account.name, workflow))
+
+    def parked(self) -> list[Message]:
+        return self.broker.stored(subjects.dead_stream(self.account.name))
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> float:
+        """Virtual time."""
+        return self._loop.time()
+
+    async def until(self, condition: Callable[[], Any], what: str, *, timeout_s: float = 60.0) -> None:
+        """Let virtual time pass until the condition holds. AssertionError, naming `what`, after `timeout_s`."""
+        give_up = self.now + timeout_s
+        while not condition():
+            assert self.now < give_up, f"not within {timeout_s:g} s: {what}"
+            await asyncio.sleep(POLL_S)
+
+    async def passes(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        await asyncio.sleep(seconds)
+
+    def is_owned(self, station: StationId) -> bool:
+        """Whether a living pod holds the station, in time, and answers for it."""
+        return any(held.in_time() and held.souschefs and not held.frozen for _, held in self.held(station))
+
+    async def all_owned(self, *, timeout_s: float = 60.0) -> None:
+        await self.until(lambda: all(self.is_owned(station) for station in self.stations()),
+                         "every station has an owner", timeout_s=timeout_s)
+
+    async def spread_over(self, *nodes: PodNode, timeout_s: float = 60.0) -> None:
+        """Wait until all these pods have stations, as many as each other but for one."""
+
+        def even() -> bool:
+            loads = [len(node.pod.ownership.stations) for node in nodes if node.pod.ownership is not None]
+            return max(loads) - min(loads) <= 1 and sum(loads) == self.account.stations
+
+        await self.until(even, "the stations are spread evenly", timeout_s=timeout_s)
+        await self.all_owned(timeout_s=timeout_s)
+
+    async def quiet(self, *, timeout_s: float = 60.0) -> None:
+        """Wait until no living pod has anything left in memory: slots, engines, timers, waiters."""
+        await self.until(lambda: not self.leftovers(), "nothing is left in memory", timeout_s=timeout_s)
+
+    def leftovers(self) -> list[str]:
+        """What living pods still have in memory."""
+        found: list[str] = []
+        for node in self.living:
+            context = node.pod.context
+            counts = {"slots": context.slots.in_use, "callbacks": context.callbacks.inside,
+                      "woken": len(context.slots._woken)}
+            for station, held in (node.pod.ownership.stations if node.pod.ownership else {}).items():
+                counts |= {f"{station} engines": len(held.engines), f"{station} ids": len(held.by_id),
+                           f"{station} armed": len(held._armed), f"{station} leaving": len(held._leaving),
+                           f"{station} waiters": len(held.waiters), f"{station} at the gate": len(held._at_gate),
+                           f"{station} inside": held.inside}
+                counts |= {f"{station} {name} slots": chef.slots_in_use for name, chef in held.souschefs.items()}
+                counts |= {f"{station} {name} unaccepted": chef._unaccepted for name, chef in held.souschefs.items()}
+                counts |= {f"{station} {name} buffered": chef.waiting for name, chef in held.souschefs.items()}
+            found += [f"{node.name}: {count} {what}" for what, count in counts.items() if count]
+        return found
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is not None:
+            self.errors.append(error)
+
+    async def close(self) -> None:
+        """Check what must hold after each story, and leave nothing behind in the loop."""
+        unexpected = [error for error in self.errors if not isinstance(error, self.expected)]
+        crashed = [(node.name, node.exited.exception()) for node in self.nodes
+                   if node.exited is not None and node.exited.done() and node.exited.exception() is not None]
+        for node in self.nodes:
+            await node.bury()
+        if unexpected:
+            raise AssertionError(f"raised in the loop: {unexpected!r}") from unexpected[0]
+        for name, error in crashed:
+            if not isinstance(error, self.expected):
+                raise AssertionError(f"pod {name} ended with {error!r}") from error
+
+
+def play(story: Callable[[World], Coroutine[Any, Any, T]], *, seed: int = 1, account: AccountRecord | None = None) -> T:
+    """Run a story in a world of its own, in virtual time."""
+
+    async def main() -> T:
+        world = World(seed, account=account)
+        try:
+            async with asyncio.timeout(STORY_S_MAX):
+                result = await story(world)
+        except BaseException:
+            for node in world.nodes:
+                await node.bury()
+            raise
+        await world.close()
+        return result
+
+    with asyncio.Runner(loop_factory=lambda: ProcessLoop(seed)) as runner:
+        return runner.run(main())
+
+
+def account(**settings: Any) -> AccountRecord:
+    """The record of the account, as `World` makes it, with other settings."""
+    return msgspec.structs.replace(AccountRecord(name=ACCOUNT, stations=4, ttl_s=TTL_S), **settings)
+
+
+# -- small workflows ---------------------------------------------------------------------------------------------------
+
+def steps_workflow(world: World, workflow: str = "work", *, steps: int = 1,
+                   step_s: float = 0.1) -> type[Workflow[int, int]]:
+    """A workflow of async steps s1, s2 … that take `step_s` each, report to the history, and return the params."""
+
+    class Steps(Workflow[int, int], name=workflow):
+        async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+            for number in range(1, steps + 1):
+                await step.do(f"s{number}", reporting(world, event.payload, step_s))
+            return event.payload
+
+    return Steps
+
+
+def sleeper_workflow(world: World, workflow: str = "nap", *, nap: str = "1 minute",
+                     step_s: float = 0.0) -> type[Workflow[int, int]]:
+    """A step `before`, a sleep `nap`, a step `after`."""
+
+    class Sleeper(Workflow[int, int], name=workflow):
+        async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+            await step.do("before", reporting(world, event.payload, step_s))
+            await step.sleep("nap", nap)
+            await step.do("after", reporting(world, event.payload, step_s))
+            return event.payload
+
+    return Sleeper
+
+
+def reporting(world: World, value: int, step_s: float) -> Callable[..., Coroutine[Any, Any, int]]:
+    """A callback that is inside for `step_s` and returns the value."""
+
+    async def callback(ctx: StepContext) -> int:
+        with world.history.inside(ctx):
+            await asyncio.sleep(step_s)
+        return value
+
+    return callback
