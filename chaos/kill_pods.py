@@ -11,10 +11,11 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from toque.chaos.five_steps import ORDER, RETRIES, STEPS, WORKFLOW, Order, result_of
-from toque.chaos.history import COMPLETE, CREATE, OK, RESULT, History, Op
+from toque.chaos.history import COMPLETE, CREATE, RESULT, History, Op, read_history
 from toque.chaos.ledger import ENTER, Entry, Ledger, LedgerClient, LedgerReader, read_ledger
 from toque.chaos.ledger_checks import (
     KILLED,
@@ -33,7 +34,7 @@ from toque.chaos.ledger_checks import (
     recoveries,
 )
 from toque.client import Client, Instance, NewInstance
-from toque.errors import InstanceFailed, ToqueError, Unavailable
+from toque.errors import ToqueError, Unavailable
 
 CREATED_FIRST = 0.8  # of the instances: in batches, before the first kill; the others while pods die
 CREATE_TIMEOUT = "60 seconds"  # longer than any take-over, so that each creation ends with an answer
@@ -69,7 +70,7 @@ class KillPods:
         """The kills in order: after which share of the work, and whether station 0's owner is the victim."""
         rng = random.Random(self.seed)
         zero = rng.randrange(self.kills)
-        return [Strike(after=(number + rng.random() * 0.6) / (self.kills + 1), owner_of_zero=number == zero,
+        return [Strike(after=(number + 0.5 + rng.random() / 2) / (self.kills + 1), owner_of_zero=number == zero,
                        choice=rng.random()) for number in range(self.kills)]
 
 
@@ -124,24 +125,35 @@ class Outcome:
         return out
 
 
-async def kill_pods(options: KillPods, *, client: Client, kill: Kill, ledger: Ledger, history: History,
+async def kill_pods(options: KillPods, *, client: Client, kill: Kill, ledger: Ledger, log: Path,
                     say: Callable[[str], None]) -> Outcome:
     """Run the scenario on pods that serve `toque.chaos.five_steps`, and judge it. Ends by itself.
 
-    Sets the account's limit. Raises Unavailable when there are never two pods to kill one of.
+    `log` becomes the client's own log. Sets the account's limit. Raises Unavailable when there are never two pods, to
+    kill one of them.
     """
     say(f"kill_pods: seed {options.seed}")
-    await client.accounts.set(client.account, max_concurrent=options.limit)
-    run = _Run(options, client, kill, ledger, history, say)
-    try:
-        async with asyncio.timeout(options.ends_within_s):
-            await run.work()
-    except TimeoutError:
-        say(f"not all instances have ended within {options.ends_within_s:g} s")
-    ledgered = pair(read_ledger(ledger.file))
-    outcome = Outcome(options, run.struck, history.ops, ledgered)
+    await _limit(client, options.limit)
+    with History(log) as history:
+        run = _Run(options, client, kill, ledger, history, say)
+        try:
+            async with asyncio.timeout(options.ends_within_s):
+                await run.work()
+        except TimeoutError:
+            say(f"not all instances have ended within {options.ends_within_s:g} s")
+    outcome = Outcome(options, run.struck, read_history(log), pair(read_ledger(ledger.file)))
     outcome.verdicts = judge(outcome)
     return outcome
+
+
+async def _limit(client: Client, limit: int) -> None:
+    """Set the account's limit, and wait until no more slots than that are leased: pods report once a second."""
+    await client.accounts.set(client.account, max_concurrent=limit)
+    deadline = time.monotonic() + PODS_S_MAX
+    while sum(view.slots_leased for view in await client.pods()) > limit:
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the pods still hold more than {limit} slots after {PODS_S_MAX:g} s")
+        await asyncio.sleep(POLL_S)
 
 
 class _Run:
@@ -216,7 +228,7 @@ class _Run:
                 with self._history.recording(RESULT, WORKFLOW, handle.id) as op:
                     op.value = str(await handle.result())
                     op.status = COMPLETE
-            except InstanceFailed:
+            except ToqueError:
                 return  # the log has what it was
 
     def _order(self, number: int) -> Order:
@@ -228,7 +240,8 @@ class _Run:
         reporter = LedgerClient(self._ledger.socket, pod="scenario")
         total = self._options.instances * len(STEPS)
         for strike in self._options.plan():
-            await self._until(lambda share=strike.after: self._progress.read().left >= share * total)
+            while self._progress.read().left < strike.after * total:
+                await asyncio.sleep(POLL_S)
             await self._strike(strike, reporter)
         reporter.close()
 
@@ -242,7 +255,8 @@ class _Run:
         self.struck.append(Struck(victim, pid, victim == zero, pods[victim]))
         self._say(f"killed {victim} (process {pid}, stations {' '.join(pods[victim])}{' with 0' * (victim == zero)})")
         began = time.monotonic()
-        await self._until(lambda: not self._progress.read().waits_for(pid))
+        while self._progress.read().waits_for(pid):
+            await asyncio.sleep(POLL_S)
         self._say(f"  all that was inside of it goes on elsewhere after {time.monotonic() - began:.2f} s")
 
     async def _living_pods(self) -> Mapping[str, list[str]]:
@@ -261,43 +275,46 @@ class _Run:
         while not self._progress.read().is_inside(pod) and time.monotonic() < deadline:
             await asyncio.sleep(INSIDE_POLL_S)
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Poll; the scenario's own time-out is the bound."""
-        while not condition():
-            await asyncio.sleep(POLL_S)
-
 
 class _Progress:
     """Follows the ledger while it grows: how much is done, who is inside, whom a kill has stopped."""
 
     def __init__(self, reader: LedgerReader) -> None:
         self._reader = reader
-        self._inside: dict[tuple[str, str], Entry] = {}  # (instance, step) → its last enter
-        self._killed: dict[int, set[str]] = {}  # pid → instances that were inside, and have not been entered since
+        self._inside: dict[tuple[str, str], Entry] = {}  # (instance, step) → its enter
+        self._last: dict[str, int] = {}  # instance that has not ended → the process that entered it last
+        self._killed: dict[int, set[str]] = {}  # pid → instances that were with it, and nobody has entered since
         self.left = 0
 
     def read(self) -> _Progress:
         for entry in self._reader.read_new():
-            place = (entry.instance, entry.step)
             if entry.kind == ENTER:
-                self._inside[place] = entry
-                for pid, waiting in self._killed.items():
-                    if entry.pid != pid:
-                        waiting.discard(entry.instance)
+                self._entered(entry)
             elif entry.note == KILLED:
-                self._killed[entry.pid] = {instance for (instance, _), enter in self._inside.items()
-                                           if enter.pid == entry.pid}
-            elif place in self._inside:
-                del self._inside[place]
+                self._was_killed(entry.pid)
+            elif self._inside.pop((entry.instance, entry.step), None) is not None:
                 self.left += 1
+                if entry.step == STEPS[-1]:
+                    self._last.pop(entry.instance, None)
         return self
 
     def is_inside(self, pod: str) -> bool:
         return any(enter.pod == pod for enter in self._inside.values())
 
     def waits_for(self, pid: int) -> set[str]:
-        """Instances that the killed process was inside of, and that nobody has entered since."""
+        """Instances that were with the killed process, and that nobody has entered since."""
         return self._killed[pid]
+
+    def _entered(self, entry: Entry) -> None:
+        self._inside[entry.instance, entry.step] = entry
+        self._last[entry.instance] = entry.pid
+        for pid, waiting in self._killed.items():
+            if entry.pid != pid:
+                waiting.discard(entry.instance)
+
+    def _was_killed(self, pid: int) -> None:
+        self._killed[pid] = {instance for instance, last in self._last.items() if last == pid}
+        self._inside = {place: enter for place, enter in self._inside.items() if enter.pid != pid}
 
 
 def _id(number: int) -> str:

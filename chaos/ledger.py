@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -137,8 +138,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     file = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the end of stdin is our signal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C may reach the whole group; the end of stdin is our signal
+    try:
         uvloop.run(_serve(options.socket, file))
+    finally:
+        with contextlib.suppress(OSError):  # left by a parent that was killed; else the parent removes it itself
+            options.socket.unlink(missing_ok=True)
+            options.socket.parent.rmdir()
     return 0
 
 
@@ -157,7 +163,7 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         directory = Path(tempfile.mkdtemp(prefix="toque-ledger-"))  # a socket's path holds 107 bytes at most
         process = subprocess.Popen(
-            [sys.executable, "-m", "toque.chaos.ledger", str(directory / "socket"), str(path.absolute())],
+            [sys.executable, "-m", "toque.chaos.ledger", str(directory / "socket"), str(path.resolve())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
         ledger = cls(process, path, directory)

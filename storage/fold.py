@@ -234,6 +234,9 @@ def advance_row(row: r.InstanceRow, record: r.Record) -> None:
             row.status = r.Status.WAITING
         case r.Woken():
             row.status = r.Status.RUNNING
+            row.blocked_on = ""
+        case r.StepCancelled():
+            _forget_timer(row, step_key(record.step, record.name, record.occurrence))
         case r.Interrupted():
             row.interruptions += 1
         case r.Blocked():
@@ -251,8 +254,12 @@ def _progress(row: r.InstanceRow, finished: str) -> None:
     row.interruptions = 0
     row.blocked_on = ""
     row.status = r.Status.RUNNING
-    if finished in row.timers:
-        row.timers = {key: due for key, due in row.timers.items() if key != finished}
+    _forget_timer(row, finished)
+
+
+def _forget_timer(row: r.InstanceRow, step: str) -> None:
+    if step in row.timers:
+        row.timers = {key: due for key, due in row.timers.items() if key != step}
 
 
 def merge(before: Mapping[bytes, bytes], writes: Mapping[bytes, bytes | None]) -> dict[bytes, bytes]:

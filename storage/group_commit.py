@@ -107,9 +107,13 @@ class GroupCommit:
 
     async def commit(self, record: Record) -> None:
         """Add one record and wait for its acceptance. Never returns once the epoch is lost: cancel the caller."""
+        await self.submit(record)
+
+    def submit(self, record: Record) -> asyncio.Future[None]:
+        """Add one record; the future tells its acceptance, and stays open once the epoch is lost."""
         acceptance = Acceptance()
         self.add(record, acceptance)
-        await acceptance.future
+        return acceptance.future
 
     async def drained(self) -> None:
         """Wait until nothing is pending."""
@@ -120,10 +124,9 @@ class GroupCommit:
 
     def seal(self, record: Record) -> asyncio.Future[None]:
         """Add the epoch's last record; the future tells its acceptance."""
-        acceptance = Acceptance()
-        self.add(record, acceptance)
+        accepted = self.submit(record)
         self._sealed = True
-        return acceptance.future
+        return accepted
 
     def close(self) -> None:
         """Send nothing more. A group in flight stays so: its outcome is the next claim's to see."""

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
-import structlog
 
 from toque import _subjects as subjects
+from toque._logging import get_logger
 from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage.ports import Bus, BusError, BusTimeout, FeedSpec, Message, NoResponders
@@ -24,7 +24,7 @@ RESEND_AFTER_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 APPEND_TIMEOUT_S = 2.0
 READ_AHEAD = 256
 
-_log = structlog.get_logger("toque.journal")
+_log = get_logger("toque.journal")
 
 
 class Deposed(ToqueError):

@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable, Sequence
 
 import msgspec
-import structlog
 from nats.aio.msg import Msg
 
+from toque._logging import get_logger
 from toque._subjects import BATCH_COMMIT_HEADER, BATCH_ID_HEADER, BATCH_SEQUENCE_HEADER
 from toque.storage.nats_connection import Connection, Handle
 from toque.storage.nats_feed import NatsFeed
@@ -30,7 +30,7 @@ from toque.storage.ports import (
     StreamInfo,
 )
 
-_log = structlog.get_logger("toque.nats")
+_log = get_logger("toque.nats")
 
 
 class _Ack(Answer):

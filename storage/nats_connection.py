@@ -17,11 +17,11 @@ from contextlib import suppress
 from typing import Any
 
 import nats.errors
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
+from toque._logging import get_logger
 from toque.errors import BrokerUnavailable, PayloadTooLarge, SetupError
 from toque.storage.nats_options import NatsOptions
 from toque.storage.ports import BusTimeout, Headers
@@ -44,7 +44,7 @@ _HEADERS_BYTES_ASSUMED = 4096  # messages that are smaller than the limit by thi
 _TCP_USER_TIMEOUT_MS = (PINGS_OUTSTANDING_MAX + 1) * PING_INTERVAL_S * 1000
 
 MessageCallback = Callable[[Msg], Awaitable[None]]
-_log = structlog.get_logger("toque.nats")
+_log = get_logger("toque.nats")
 
 
 class Handle:

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
+from toque._logging import get_logger
 from toque.storage.nats_streams import STATUS_HEADER
 from toque.storage.ports import BusError, BusTimeout, FeedSpec, Message, NoResponders
 
@@ -46,7 +45,7 @@ _ENDS_OF_A_PULL = ("Message Size Exceeds MaxBytes", "Batch Completed")  # 409 th
 _PENDING_HEADER = "Nats-Pending-Messages"
 _LAST_CONSUMER_HEADER = "Nats-Last-Consumer"
 
-_log = structlog.get_logger("toque.nats")
+_log = get_logger("toque.nats")
 
 
 class _Consumer:

@@ -152,7 +152,7 @@ class Interrupted(Record, tag=8, frozen=True):
 
 
 class Woken(Record, tag=9, frozen=True):
-    """A waiting instance took a slot again."""
+    """A waiting or held instance took a slot again."""
 
 
 class Ended(Record, tag=10, frozen=True):
@@ -169,6 +169,14 @@ class Blocked(Record, tag=11, frozen=True):
     """The instance is held, for `reason` (for example changed code), until it is loaded again."""
 
     reason: str
+
+
+class StepCancelled(Record, tag=12, frozen=True):
+    """run() has cancelled a step that had a timer or failed attempts: neither counts any more."""
+
+    step: StepKind
+    name: str
+    occurrence: int
 
 
 class Claim(Record, tag=20, frozen=True):
@@ -209,7 +217,7 @@ class Parked(Record, tag=24, frozen=True):
 
 AnyRecord = (
     Admitted | StepDone | AttemptFailed | StepFailed | SleepStarted | SleepDone | Waiting | Interrupted | Woken | Ended
-    | Blocked | Claim | Released | Lease | LeaseEnded | Parked
+    | Blocked | StepCancelled | Claim | Released | Lease | LeaseEnded | Parked
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -12,15 +12,15 @@ from enum import Enum
 from typing import Protocol
 
 import msgspec
-import structlog
 
+from toque._logging import get_logger
 from toque.errors import SetupError
 
 SERVER_VERSION_MIN = (2, 12, 0)
 MONITOR_S_MAX = 5.0
 _VARZ_BYTES_MAX = 4 * 1024 * 1024
 
-_log = structlog.get_logger("toque.server")
+_log = get_logger("toque.server")
 
 
 class SyncState(Enum):

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-import structlog
 
 from toque import _subjects as subjects
+from toque._logging import get_logger
 from toque._payload import to_json, to_msgpack
 from toque._protocol import (
     LONG_POLL_S_MAX,
@@ -39,7 +39,7 @@ from toque.workers.station import Station
 
 LIST_LIMIT_MAX = 1000
 
-_log = structlog.get_logger("toque.answers")
+_log = get_logger("toque.answers")
 
 
 class Answers:
@@ -78,6 +78,9 @@ class Answers:
 
     async def _serve(self, message: Message) -> None:
         json = is_json(message.data)
+        if self._station.closed:
+            self._context.bus.respond(message, encode(Answer(self._epoch, "moved"), json=json))
+            return
         try:
             answer = await self._answer(message, json)
         except (BusTimeout, BusError, NoResponders) as error:
@@ -172,36 +175,40 @@ class Answers:
         return self._value(view, json)
 
     async def _terminate(self, request: InstanceRequest, json: bool) -> Answer:
-        station = self._station
-        engine = station.by_id.get((request.workflow, request.id))
-        if engine is not None and engine.blocked:
-            await self._context.store.flush()
-            engine = station.by_id.get((request.workflow, request.id))
-        if engine is None:
-            serial = self._context.store.find(station.id, request.workflow, request.id)
-            row = self._context.store.row(station.id, serial) if serial is not None else None
-            if row is not None and row.status.ended:
-                return self._already(row.status, request)
-            if serial is not None:
-                engine = station.load_engine(serial)
-            else:
-                message = await self._queue_message(request)
-                souschef = station.souschefs.get(request.workflow)
-                engine = station.by_id.get((request.workflow, request.id))  # it may have been admitted meanwhile
-                if engine is None and (message is None or souschef is None
-                                       or station.knows(request.workflow, request.id)):
-                    return Answer(self._epoch, "retry") if message is not None else self._not_found(request)
-                if engine is None and message is not None and souschef is not None:
-                    engine = station.admit(souschef, souschef.admitted(request.id, message, 0), into_slot=False)
-        if engine is None:
+        found = await self._loaded(request) or await self._admitted(request) or await self._loaded(request)
+        if found is None:
             return self._not_found(request)
-        if engine.end is not None and not engine.unaccepted:
-            return self._already(engine.end.status, request)
+        if isinstance(found, r.Status):
+            return self._already(found, request)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        station.waiters.setdefault((request.workflow, request.id), []).append(ended)
-        engine.terminate()
+        self._station.waiters.setdefault((request.workflow, request.id), []).append(ended)
+        found.terminate()
         await ended
-        return self._already(engine.end.status if engine.end else r.Status.TERMINATED, request)
+        return self._already(found.end.status if found.end else r.Status.TERMINATED, request)
+
+    async def _loaded(self, request: InstanceRequest) -> Engine | r.Status | None:
+        """The known instance's engine, read back if need be; its status if it has ended; None if it is not known."""
+        key = (request.workflow, request.id)
+        engine = self._station.by_id.get(key)
+        if engine is not None and engine.blocked:
+            await self._context.store.flush()  # a held one leaves memory when it is folded, to be loaded anew
+            engine = self._station.by_id.get(key)
+        if engine is not None:
+            told = engine.end is not None and not engine.unaccepted
+            return engine.end.status if told and engine.end is not None else engine
+        serial = self._context.store.find(self._station.id, *key)
+        row = self._context.store.row(self._station.id, serial) if serial is not None else None
+        if row is None or serial is None:
+            return None
+        return row.status if row.status.ended else self._station.load_engine(serial)
+
+    async def _admitted(self, request: InstanceRequest) -> Engine | None:
+        """A queued creation, admitted by its id (protocol rule 12); its message is dropped when it comes."""
+        message = await self._queue_message(request)
+        souschef = self._station.souschefs.get(request.workflow)
+        if message is None or souschef is None or self._station.knows(request.workflow, request.id):
+            return None
+        return self._station.admit(souschef, souschef.admitted(request.id, message, 0), into_slot=False)
 
     def _already(self, status: r.Status, request: InstanceRequest) -> Answer:
         if status is r.Status.TERMINATED:

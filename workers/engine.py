@@ -15,8 +15,7 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol, cast
 
-import structlog
-
+from toque._logging import get_logger
 from toque._payload import decode_params, describe_exception, encode
 from toque.errors import DeterminismError, MisuseError, NonRetryableError, UsageError
 from toque.storage import records as r
@@ -45,7 +44,7 @@ from toque.workflow import (
     workflow_name,
 )
 
-_log = structlog.get_logger("toque.engine")
+_log = get_logger("toque.engine")
 
 NEAR_MS = 1000  # a wait that ends so soon keeps its slot (protocol rule 9)
 INTERRUPTIONS_PER_ATTEMPT = 5  # so many interruptions at one position count as a failed attempt

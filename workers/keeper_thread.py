@@ -14,8 +14,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable
 
-import structlog
-
+from toque._logging import get_logger
 from toque._protocol import SessionRecord
 from toque.storage.ports import Bus, BusError, BusTimeout, Clock, NoResponders
 from toque.workers.attempt import Callbacks
@@ -26,7 +25,7 @@ STALL_S = 1.0
 FRAMES_SHOWN = 6
 EXIT_FENCED = 75
 
-_log = structlog.get_logger("toque.keeper")
+_log = get_logger("toque.keeper")
 
 
 class Beat:

@@ -16,6 +16,7 @@ from toque.workers.slots import SPARE_SLOTS, Slots
 PERIOD_S = 1.0
 HUNGRY_PAUSE_S = 0.02  # between immediate requests
 TIMEOUT_S = 1.0
+RETRY_S = 0.1
 
 _answer_decoder = msgspec.msgpack.Decoder(LeaseAnswer)
 
@@ -75,7 +76,8 @@ class Leasing:
                                             timeout_s=TIMEOUT_S)
             answer = _answer_decoder.decode(reply.data)
         except (BusTimeout, NoResponders, msgspec.MsgspecError):
-            return  # no Gatekeeper just now: what is leased stays leased
+            self._retry_soon()  # no Gatekeeper just now: what is leased stays leased
+            return
         if answer.code == "ok" and answer.epoch >= self._epoch and self._session.in_time():
             self._epoch = answer.epoch
             self.leased = answer.slots
@@ -83,6 +85,9 @@ class Leasing:
             slots.set_ceiling(min(answer.slots, answer.target))
             if answer.target < answer.slots:
                 self._news.set()
+
+    def _retry_soon(self) -> None:
+        asyncio.get_running_loop().call_later(RETRY_S, self._news.set)
 
     def _demand(self) -> int:
         """What the pod sees; twice as much when every pull came back full, for the queue may be deep."""

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import structlog
-
 from toque import _subjects as subjects
+from toque._logging import get_logger
 from toque._protocol import SessionRecord
 from toque._subjects import StationId
 from toque.errors import ToqueError
@@ -28,7 +27,6 @@ from toque.workers.spread import spread
 from toque.workers.station import Station
 
 if TYPE_CHECKING:
-    from toque.storage.group_commit import GroupCommit
     from toque.workers.context import PodContext
 
 TICK_S = 0.5
@@ -36,7 +34,7 @@ RELEASED_ANYONE_S = 2.0  # so long a released station waits for the successor th
 MOVE_PATIENCE_S = 30.0
 MOVE_AGAIN_S = 10.0  # after a move that a callback held up
 
-_log = structlog.get_logger("toque.ownership")
+_log = get_logger("toque.ownership")
 
 
 class Ownership:
@@ -56,6 +54,7 @@ class Ownership:
         self._moving: dict[StationId, asyncio.Task[None]] = {}
         self._not_before: dict[StationId, float] = {}
         self._released_at: dict[StationId, float] = {}
+        self._dropping: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self.leaving = False
         context.control.on_change(lambda what: self._news.set())
@@ -207,12 +206,9 @@ class Ownership:
     async def _open_gatekeeper(self, held: Station) -> None:
         context = self._context
 
-        def commit(record: r.Record) -> asyncio.Future[None]:
-            return asyncio.ensure_future(_committed(held.commits, record))
-
         gatekeeper = Gatekeeper(
             context.store.leases(held.id), context.control, context.clock, epoch=held.commits.tail.header.epoch,
-            commit=commit, now_ms=held.now_ms, respond=context.bus.respond, in_time=held.in_time,
+            commit=held.commits.submit, now_ms=held.now_ms, respond=context.bus.respond, in_time=held.in_time,
             nudge=lambda: context.bus.emit(subjects.gatekeeper_nudge(context.account), b""))
         subscription = await context.bus.subscribe(subjects.gatekeeper(context.account), gatekeeper.handle)
         self._gates[held.id] = (gatekeeper, subscription, asyncio.get_running_loop().create_task(_sweep(gatekeeper)))
@@ -283,7 +279,9 @@ class Ownership:
         if isinstance(error, JournalHalted):
             self._on_halted(error)
         self._on_gone(held.id)
-        asyncio.get_running_loop().create_task(self._drop(held))
+        task = asyncio.get_running_loop().create_task(self._drop(held))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
 
     async def _drop(self, held: Station) -> None:
         await self._close_gatekeeper(held.id)
@@ -297,10 +295,6 @@ class Ownership:
         if answers is not None:
             await answers.close()
         self._on_change()
-
-
-async def _committed(commits: GroupCommit, record: r.Record) -> None:
-    await commits.commit(record)
 
 
 async def _sweep(gatekeeper: Gatekeeper) -> None:

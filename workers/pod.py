@@ -24,6 +24,7 @@ from toque import _subjects as subjects
 from toque._accounts import ensure_account, ensure_queue_stream
 from toque._app import App
 from toque._logging import configure
+from toque._logging import get_logger
 from toque._protocol import AccountRecord, Layout, PodView, SessionRecord, encode, is_json
 from toque._subjects import StationId
 from toque.errors import AppError, SetupError, ToqueError, Unavailable
@@ -58,7 +59,7 @@ SUSPECT_FILE = "suspect"
 STORE_DIRECTORY = "store"
 QUIET_S = 0.02
 
-_log = structlog.get_logger("toque.pod")
+_log = get_logger("toque.pod")
 
 
 @dataclass(frozen=True)

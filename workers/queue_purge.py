@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import msgspec
-import structlog
 
 from toque import _subjects as subjects
+from toque._logging import get_logger
 from toque._subjects import StationId
 from toque.storage.ports import Bus, BusError, BusTimeout, Message, NoResponders
 from toque.workers.queue_reader import QueueReader
@@ -27,7 +27,7 @@ DEEP_TICKS = 10
 LUMP_MIN, LUMP_MAX = 1_000, 10_000
 LUMP_OF_LIMIT = 0.05
 
-_log = structlog.get_logger("toque.purge")
+_log = get_logger("toque.purge")
 
 
 class Positions(msgspec.Struct):

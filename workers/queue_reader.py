@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import structlog
-
 from toque import _subjects as subjects
+from toque._logging import get_logger
 from toque._subjects import StationId
 from toque.storage.ports import Bus, BusError, BusTimeout, Feed, FeedSpec, Message, NoResponders
 from toque.workers.slots import Slots
@@ -20,7 +19,7 @@ from toque.workers.souschef import SousChef
 
 RETRY_S = 1.0
 
-_log = structlog.get_logger("toque.queue")
+_log = get_logger("toque.queue")
 
 
 class QueueReader:

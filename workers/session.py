@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from toque import _subjects as subjects
+from toque._logging import get_logger
 from toque._protocol import SessionRecord
 from toque.storage.ports import Bus, BusError, BusTimeout, Clock, Headers, Message, NoResponders
 from toque.workers.news import within
@@ -27,12 +28,13 @@ RETRY_S = 0.1
 LOCK_FILE = "lock"
 SESSION_FILE = "session"
 
-_log = structlog.get_logger("toque.session")
+_log = get_logger("toque.session")
 _decoder = msgspec.json.Decoder(SessionRecord)
 
 
 def ttl_header(seconds: float) -> str:
-    return f"{int(seconds)}s" if float(seconds).is_integer() else f"{int(seconds * 1000)}ms"
+    """The server cuts a TTL to whole seconds, so a part of one is rounded up: the key must not expire before we think."""
+    return f"{math.ceil(seconds)}s"
 
 
 def decode_session(message: Message) -> SessionRecord | None:
@@ -99,13 +101,13 @@ class SessionKeeper:
         """Renew until the session is lost or left."""
         interval = self._session.ttl_s / RENEWALS_PER_TTL
         while not self._left:
-            await within(self._news.wait(), interval)
+            await within(self._news.wait(), max(0.0, min(interval, self._session.deadline - self._clock.boottime())))
             self._news.clear()
             if self._left or self._session.lost:
                 return
             if self._clock.boottime() - self._session.roundtrip_at < self._session.ttl_s / 2:
                 await self._renew()
-            if self._clock.boottime() >= self._session.expires_at:
+            if self._clock.boottime() >= self._session.deadline:
                 self._lose("it was not renewed in time")
                 return
 

@@ -93,6 +93,10 @@ class SousChef:
             del self._under_way[oldest]
             self.handled.append(oldest)
 
+    def may_purge(self) -> bool:
+        """Whether the station is surely still ours."""
+        return self._owner.in_time()
+
     def _park(self, message: Message, reason: str) -> None:
         self._under_way[message.sequence] = False
         self.parked += 1

@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from toque import _subjects as subjects
+from toque._logging import get_logger
 from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage import records as r
@@ -32,7 +31,7 @@ TIMERS_PER_SCAN = 10_000
 QUIET_POLL_S = 0.01
 DEAD_RETRY_S = 0.5
 
-_log = structlog.get_logger("toque.station")
+_log = get_logger("toque.station")
 
 
 class Station:
@@ -70,8 +69,10 @@ class Station:
 
     async def load(self, *, interrupted_by: str) -> None:
         """Take up what lives here. `interrupted_by`: the session that ended without releasing the station, or ""."""
-        running = [(serial, row) for serial, row in self.context.store.unended(self.id)
-                   if row.status is r.Status.RUNNING]
+        active = [(serial, row) for serial, row in self.context.store.unended(self.id)
+                  if row.status is r.Status.RUNNING]
+        running = [(serial, row) for serial, row in active if not row.blocked_on]
+        held = [(serial, row) for serial, row in active if row.blocked_on]  # had no slot; the code may fit now
         if interrupted_by and running:
             now = self.now_ms()
             acceptance = Acceptance()
@@ -80,7 +81,7 @@ class Station:
                 self.commits.add(r.Interrupted(serial, row.run, row.seq + 1, now, interrupted_by), acceptance)
             await acceptance.future  # groups are accepted in order: the last one is enough
             await self.context.store.flush()
-        for serial, _ in running:
+        for serial, _ in (*running, *held):
             self._want_slot(0, serial)
         for workflow, flow in self.context.app.workflows.items():
             self.souschefs[workflow] = SousChef(self, workflow, flow)

@@ -136,7 +136,7 @@ class Reports:
             except msgspec.MsgspecError:  # not a pod of this version: as if it had not answered
                 return
             answers[view.session] = view
-            if expected <= answers.keys():
+            if expected and expected <= answers.keys():
                 complete.set()
 
         await self._broadcast(collect, complete, PODS_S_MAX if expected else PODS_S_MIN)

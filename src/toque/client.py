@@ -137,6 +137,7 @@ class Client:
 
     @property
     def account(self) -> str:
+        """The account that it works in."""
         return self._account
 
     async def close(self) -> None:

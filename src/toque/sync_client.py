@@ -144,6 +144,7 @@ class SyncClient:
 
     @property
     def account(self) -> str:
+        """The account that it works in."""
         return self._account
 
     def close(self) -> None:

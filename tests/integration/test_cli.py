@@ -210,6 +210,22 @@ def test_a_sleeper_can_be_watched_and_terminated(terminal: Terminal) -> None:
         assert watcher.wait(RUN_S_MAX) == 1
 
 
+def test_ctrl_c_leaves_a_watched_instance_alone(terminal: Terminal) -> None:
+    """Whoever stops watching gets exit code 130 and no traceback; the instance goes on."""
+    terminal.toque("trigger", "nap", "--id", "nap-3")
+    with subprocess.Popen([sys.executable, "-m", "toque", "instances", "watch", "nap-3"], cwd=terminal.directory,
+                          env=terminal.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        assert watcher.stdout.readline().startswith("sleep  nap")
+
+        watcher.send_signal(signal.SIGINT)
+
+        _, complaint = watcher.communicate(timeout=RUN_S_MAX)
+        assert (watcher.returncode, complaint) == (130, "")
+    assert terminal.report("instances", "describe", "nap-3")["status"] == "waiting"
+    terminal.toque("instances", "terminate", "nap-3")
+
+
 def test_what_has_ended_cannot_be_terminated(terminal: Terminal) -> None:
     """The line says so; exit code 1; ids after it are still done."""
     terminal.toque("trigger", "greet", '"you"', "--id", "done-1", "--wait")

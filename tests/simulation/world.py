@@ -222,9 +222,12 @@ class World:
 
     def journal(self, station: StationId) -> list[Grouped]:
         """The station's groups as they lie in the journal, past every delay."""
-        messages = self.broker.stored(subjects.journal_stream(self.account.name),
-                                      subjects.journal(self.account.name, station))
-        return [Grouped(message.sequence, header_of(message), list(decode_group(message))) for message in messages]
+        return [Grouped(message.sequence, header_of(message), list(decode_group(message)))
+                for message in self.journal_messages(station)]
+
+    def journal_messages(self, station: StationId) -> list[Message]:
+        return self.broker.stored(subjects.journal_stream(self.account.name),
+                                  subjects.journal(self.account.name, station))
 
     def records(self, kind: type[T], station: StationId | None = None) -> list[T]:
         """Every journal record of a kind."""
@@ -298,7 +301,7 @@ class World:
                            f"{station} waiters": len(held.waiters), f"{station} at the gate": len(held._at_gate),
                            f"{station} inside": held.inside}
                 counts |= {f"{station} {name} slots": chef.slots_in_use for name, chef in held.souschefs.items()}
-                counts |= {f"{station} {name} unaccepted": chef._unaccepted for name, chef in held.souschefs.items()}
+                counts |= {f"{station} {name} under way": len(chef._under_way) for name, chef in held.souschefs.items()}
                 counts |= {f"{station} {name} buffered": chef.waiting for name, chef in held.souschefs.items()}
             found += [f"{node.name}: {count} {what}" for what, count in counts.items() if count]
         return found

@@ -89,7 +89,7 @@ def test_the_lines_for_a_terminal_name_the_extremes() -> None:
 
 def test_columns_reach_as_high_as_their_sum() -> None:
     """Layers are stacked: the upper one ends where the axis does when the sum is the axis' end."""
-    series = [Series("a", "c1", [6]), Series("b", "c2", [4])]
+    series = [Series("a", "c1", [8]), Series("b", "c2", [4])]
 
     svg = stacked_columns(series, ["0 s"], unit="files", marks=[Mark(0.5, "!")])
 
@@ -105,9 +105,9 @@ def test_the_longest_bar_is_the_greatest_value() -> None:
     assert "h300.0" in svg
 
 
-@pytest.mark.parametrize(("value", "ceiling"), [(0, 4), (4, 4), (5, 5), (11, 20), (401, 500), (999, 1000)])
+@pytest.mark.parametrize(("value", "ceiling"), [(0, 4), (4, 4), (5, 8), (11, 12), (58, 60), (999, 1000)])
 def test_an_axis_ends_at_a_round_number(value: int, ceiling: int) -> None:
-    """The axis ends at the next round number, which four ticks divide well enough."""
+    """The axis ends where each of its four ticks is a whole, round number."""
     assert nice_ceiling(value) == ceiling
 
 

@@ -29,8 +29,11 @@ class World:
         self.bus, self.other = MemoryBus(self.broker, "bus"), MemoryBus(self.broker, "other")
 
     async def with_stream(self) -> World:
-        await self.bus.ensure_stream(StreamConfig(name="S", subjects=["journal.>"], allow_atomic=True))
+        await self.with_stream_from(self.bus)
         return self
+
+    async def with_stream_from(self, bus: MemoryBus) -> None:
+        await bus.ensure_stream(StreamConfig(name="S", subjects=["journal.>"], allow_atomic=True))
 
     @property
     def stored(self) -> list[bytes]:
@@ -287,6 +290,28 @@ def test_a_feed_skips_nothing_over_losses_and_may_repeat():
         return len(sequences) - 100
 
     assert sum(in_world(check, seed=seed) for seed in range(5)) > 0
+
+
+def test_a_feed_finds_another_stream_under_the_name_after_a_loss():
+    """However far that one has got: its identity tells, not its sequences."""
+
+    async def check(world):
+        bodies: list[bytes] = []
+        feed = await world.bus.open_feed(
+            FeedSpec(stream="S", filters=(">",)), lambda batch: bodies.extend(it.data for it in batch))
+        feed.want(1_000)
+        await world.other.publish(JOURNAL, b"old")
+        await asyncio.sleep(QUIET_S)
+        world.bus.disconnect()
+        await world.other.delete_stream("S")
+        await world.with_stream_from(world.other)
+        for body in (b"1", b"2", b"3"):
+            await world.other.publish(JOURNAL, body)
+        world.bus.reconnect()
+        await asyncio.sleep(QUIET_S)
+        assert bodies == [b"old", b"1", b"2", b"3"]
+
+    in_world(check)
 
 
 def test_a_restart_forgets_staged_batches():

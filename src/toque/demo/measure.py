@@ -24,7 +24,7 @@ _TOO_DEEP = (RecursionError, MemoryError)  # what the compiler raises for source
 _UNREADABLE = (SyntaxError, ValueError, tokenize.TokenError, *_TOO_DEEP)
 _LAYOUT = frozenset({tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
                      tokenize.ENDMARKER, tokenize.COMMENT})
-_parsing = threading.Lock()  # of some Pythons, 3.11.7 too, threads that parse disturb each other's count of the depth
+_parsing = threading.Lock()  # before 3.13, threads that make syntax trees disturb each other (CPython gh-106905)
 _BRANCHES = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case, ast.comprehension)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -146,7 +146,7 @@ def bins_of(complexities: Iterable[int]) -> tuple[int, ...]:
 
 
 def _tree(source: bytes, path: str) -> ast.Module:
-    if True:
+    with _parsing:
         return ast.parse(source, path)
 
 

@@ -79,11 +79,11 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def nice_ceiling(value: float) -> int:
-    """The next number of the form 1, 2, 4 or 5 times a power of ten, at least 4: the axis ends there."""
-    if value <= _TICKS:
-        return _TICKS
-    power = 10 ** math.floor(math.log10(value))
-    return int(next(factor * power for factor in (1, 2, 4, 5, 10) if factor * power >= value))
+    """Where an axis with four ticks ends: the next four times a whole, round number."""
+    tick = max(math.ceil(value / _TICKS), 1)
+    power = 10 ** math.floor(math.log10(tick))
+    factors = (1, 2, 3, 5, 10) if power == 1 else (1, 1.5, 2, 2.5, 3, 5, 10)
+    return _TICKS * int(next(factor * power for factor in factors if factor * power >= tick))
 
 
 def shortened(text: str, length: int) -> str:

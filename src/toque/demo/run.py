@@ -62,16 +62,17 @@ async def run_demo(*, directory: Path, report: Path, pods: int = 2, seconds: flo
     demo = Demo(place, page, pods, show)
     try:
         verdicts = await demo.run(seconds)
-    except BaseException:
-        show.say(f"the demo did not come to its end; everything of it is in {place}")
+        good = all(verdict.holds for verdict in verdicts)
+        keep = keep or not good
+    except Exception:
+        keep = True
         raise
     finally:
         show.close()
-    good = all(verdict.holds for verdict in verdicts)
-    if good and not keep:
-        shutil.rmtree(place, ignore_errors=True)
-    else:
-        show.say(f"ledger, log, journal and pods' output are in {place}")
+        if keep:
+            show.say(f"ledger, log, journal and pods' output are in {place}")
+        else:  # it went well, or was interrupted
+            shutil.rmtree(place, ignore_errors=True)
     return 0 if good else 1
 
 

@@ -14,7 +14,7 @@ from toque._accounts import ensure_account
 from toque._app import App
 from toque._protocol import AccountRecord, SessionRecord
 from toque.sim.loop import VirtualClock
-from toque.sim.process import Process
+from toque.sim.process import Process, in_thread
 from toque.storage.memory_broker import MemoryBroker
 from toque.storage.memory_store import MemoryStore, MemoryTables
 from toque.storage.ports import Bus, BusError, BusTimeout, Clock, NoResponders
@@ -35,14 +35,16 @@ class Disk:
 
 
 class InlineCallbacks(Callbacks):
-    """Sync callbacks run in the loop, soon, and take no virtual time."""
+    """Sync callbacks run in the loop, soon; the pod hears of their end `thread_s` later."""
 
     def __init__(self, threads_max: int, rng: random.Random) -> None:
         super().__init__(threads_max)
+        self.thread_s = 0.0
         self._rng = rng
 
     def submit(self, fn: Callable[[], None]) -> None:
-        asyncio.get_running_loop().call_later(self._rng.uniform(0, THREAD_START_S_MAX), fn)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._rng.uniform(0, THREAD_START_S_MAX), in_thread, fn, self.thread_s)
 
 
 class LoopKeeper:

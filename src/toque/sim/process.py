@@ -104,6 +104,14 @@ class Process:
 
 
 _current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+thread_s: contextvars.ContextVar[float] = contextvars.ContextVar("thread_s", default=0.0)  # see `in_thread`
+
+
+def in_thread(fn: Callable[[], None], seconds: float) -> None:
+    """Run a function as if in a thread that takes so long: at once, but the loop hears of it later only."""
+    context = contextvars.copy_context()
+    context.run(thread_s.set, seconds)
+    context.run(fn)
 
 
 class _Guarded:
@@ -140,6 +148,8 @@ class ProcessLoop(VirtualLoop):
 
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]
                              context: contextvars.Context | None = None) -> asyncio.Handle:
+        if later := thread_s.get():
+            return self.call_later(later, callback, *args, context=context)
         guarded = _guard(callback, context)
         handle = super().call_soon_threadsafe(guarded, *args, context=context)
         return _remember(guarded, handle)
