@@ -8,7 +8,8 @@ COPY src /src/src
 COPY workers /src/workers
 COPY storage /src/storage
 COPY chaos /src/chaos
-RUN python3 -m pip install --no-cache-dir /src && rm -rf /src
+# Debian's own Python asks for the variable; in a container there is nothing else to break.
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir /src && rm -rf /src
 
 # Every pod writes into /data only: its LMDB cache of the journal. A volume keeps it over restarts; losing it loses
 # nothing, the next start reads the journal.

@@ -60,9 +60,9 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 with venv and pip found; install one (Debian, Ubuntu:" \
 		"apt-get install python3-venv), or name it: make PYTHON=/path/to/python3.13" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --upgrade 'pip>=25.1'
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --upgrade 'pip>=25.1'  # the first that knows --group
 	$(PIP) install -e '.[cli,server,nkeys]'
 	@touch $@
 

@@ -133,7 +133,7 @@ async def kill_pods(options: KillPods, *, client: Client, kill: Kill, ledger: Le
     kill one of them.
     """
     say(f"kill_pods: seed {options.seed}")
-    await _limit(client, options.limit)
+    await set_limit(client, options.limit)
     with History(log) as history:
         run = _Run(options, client, kill, ledger, history, say)
         try:
@@ -146,7 +146,7 @@ async def kill_pods(options: KillPods, *, client: Client, kill: Kill, ledger: Le
     return outcome
 
 
-async def _limit(client: Client, limit: int) -> None:
+async def set_limit(client: Client, limit: int) -> None:
     """Set the account's limit, and wait until no more slots than that are leased: pods report once a second."""
     await client.accounts.set(client.account, max_concurrent=limit)
     deadline = time.monotonic() + PODS_S_MAX

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Protocol
 
+import structlog
+
 from toque._subjects import StationId
 from toque.errors import ToqueError
-from toque.storage.journal import Journal
+from toque.storage.journal import Journal, JournalHalted
 from toque.storage.ports import Store
 from toque.storage.records import (
     GROUP_BYTES_MAX,
@@ -26,6 +28,8 @@ from toque.storage.records import (
     encode_record,
     join_records,
 )
+
+_log = structlog.get_logger("toque.commit")
 
 STORE_LAG_MAX_S = 1.0
 STORE_LAG_POLL_S = 0.005
@@ -163,15 +167,23 @@ class GroupCommit:
         try:
             sequence = await self._journal.append(self._station, header, body, expected=self.tail.sequence,
                                                   may_send=self._may_send)
+            self._accept(Position(sequence, header), batch)
         except ToqueError as error:
-            if not self._closed:
-                self._closed = True
-                self._on_lost(error)
-            return
+            self._lose(error)
+        except Exception as error:  # the edge of the task: a station that goes on in silence would be stuck  # noqa: BLE001
+            _log.exception("group commit failed", station=str(self._station))
+            self._lose(JournalHalted(f"station {self._station}: {type(error).__name__}: {error}"))
+
+    def _lose(self, error: ToqueError) -> None:
+        if not self._closed:
+            self._closed = True
+            self._on_lost(error)
+
+    def _accept(self, tail: Position, batch: list[tuple[bytes, Record, Listener]]) -> None:
         if self._closed:
             return
-        self.tail = Position(sequence, header)
-        group = Group(self._station, self.tail, [record for _, record, _ in batch], [data for data, _, _ in batch])
+        self.tail = tail
+        group = Group(self._station, tail, [record for _, record, _ in batch], [data for data, _, _ in batch])
         self._store.apply(group, self._on_accepted(group))
         self._send()
         self._loop.call_soon(self._deliver, batch)  # listeners run instances, which must not happen inside a task
@@ -179,8 +191,11 @@ class GroupCommit:
     def _deliver(self, batch: list[tuple[bytes, Record, Listener]]) -> None:
         if self._closed:
             return
-        for _, _, listener in batch:
-            listener.accepted()
+        for _, record, listener in batch:
+            try:
+                listener.accepted()
+            except Exception:  # one instance's fault must not keep the others of its group waiting  # noqa: BLE001
+                _log.exception("a listener failed", station=str(self._station), serial=record.serial)
         room, self._on_room = self._on_room, []
         for callback in room:
             callback()

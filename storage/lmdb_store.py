@@ -185,7 +185,10 @@ class LmdbStore(FoldedReaders):
 
     @property
     def lag_s(self) -> float:
-        return time.monotonic() - self._since[0] if self._since else 0.0
+        try:
+            return time.monotonic() - self._since[0]
+        except IndexError:  # nothing waits; asked in one step, for the writer thread takes from the other end
+            return 0.0
 
     def drop(self, station: StationId) -> None:
         self.tables.drop(fold.station_key(station))

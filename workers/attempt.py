@@ -7,17 +7,22 @@ be cancelled, a thread cannot: it stays "inside" until it returns, and holds its
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Protocol
 
-from toque.workers.step_call import StepCall, is_async
+from toque.workers.step_call import StepCall
 from toque.workflow import context_place, pass_context
 
 if TYPE_CHECKING:
     from toque.workers.engine import Engine
     from toque.workflow import StepContext
+
+CODES_MAX = 10_000
 
 
 class Callbacks:
@@ -27,7 +32,7 @@ class Callbacks:
         self.threads_max = threads_max
         self.inside = 0
         self.threads_inside = 0
-        self.abandoned = 0  # threads inside that timed out or were cut: their result will be refused
+        self.abandoned = 0  # of those inside: they timed out or were cut, so their result will be refused
         self._pool = ThreadPoolExecutor(threads_max, thread_name_prefix="toque-step")
 
     def submit(self, fn: Callable[[], None]) -> None:
@@ -37,98 +42,121 @@ class Callbacks:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-async def _guarded(awaitable: Awaitable[Any]) -> Any:
-    """A callback that calls sys.exit() fails its step; it does not end the pod."""
-    try:
-        return await awaitable
-    except SystemExit as error:
-        raise RuntimeError(f"the callback called sys.exit({error.code!r})") from error
+class Reports(Protocol):
+    """Who hears of an attempt. Each hears once of its end, and once more of its leaving when the two differ."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+    def context(self, call: StepCall, number: int) -> StepContext:
+        """What the callback is told, if it asks."""
+        ...
+
+    def done(self, attempt: Attempt, value: Any) -> None:
+        """It returned, and is not inside any more."""
+        ...
+
+    def raised(self, attempt: Attempt, error: BaseException) -> None:
+        """It raised, and is not inside any more."""
+        ...
+
+    def timed_out(self, attempt: Attempt) -> None:
+        """Its time is over. It is still inside."""
+        ...
+
+    def not_entered(self, attempt: Attempt) -> None:
+        """The deadline came before its thread did: the callback was never inside."""
+        ...
+
+    def left(self, attempt: Attempt) -> None:
+        """It is not inside any more; what it brought is refused."""
+        ...
 
 
 class Attempt:
-    """See the module. Reports to its engine: `attempt_done`, `attempt_raised`, `attempt_timed_out`, `attempt_left`."""
+    """See the module. It begins when it is made, and tells `reports` what becomes of it, never before it is made."""
 
-    __slots__ = ("_closed", "_context", "_engine", "_in_thread", "_loop", "_task", "_timer", "call", "number",
-                 "started_at")
+    __slots__ = ("_callbacks", "_closed", "_context", "_loop", "_made", "_reports", "_task", "_timer", "call",
+                 "number", "started_at")
 
-    def __init__(self, engine: Engine, call: StepCall, number: int, context: Callable[[], StepContext]) -> None:
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, reports: Reports, call: StepCall, number: int) -> None:
+        engine = reports.engine
         self.call = call
         self.number = number
         self.started_at = engine.now_ms()
+        self._reports = reports
+        self._callbacks = engine.host.callbacks
+        self._loop = asyncio.get_running_loop()
         self._context: StepContext | None = None
         self._task: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self._in_thread = False
-        assert call.fn is not None and call.options is not None
+        self._made: Awaitable[Any] | None = None  # by a sync callable
+        fn = call.fn
+        assert fn is not None
         args: tuple[Any, ...] = call.args
-        keywords: dict[str, Any] = {}
-        if context_place(call.fn) is not None:
-            self._context = context()
-            args, keywords = pass_context(call.fn, args, keywords, self._context)
-        if is_async(call.fn):
+        keywords = call.keywords or {}
+        if context_place(fn) is not None:
+            self._context = reports.context(call, number)
+            args, keywords = pass_context(fn, args, keywords, self._context)
+        if is_async(fn):
             self._start_timer()
-            try:
-                coroutine = call.fn(*args, **keywords)
-            except Exception as error:  # the call itself failed, for example for a missing argument  # noqa: BLE001
-                self._loop.call_soon(self._raised, error)
-                return
-            self._watch(coroutine)
+            self._watch(_called(fn, args, keywords))
         else:
-            self._in_thread = True
-            engine.host.callbacks.threads_inside += 1
-            engine.threads_inside += 1
-            engine.host.callbacks.submit(lambda: self._run_in_thread(args, keywords))
+            self._begin_thread(fn, args, keywords)
 
     def cut(self) -> None:
         """Refuse whatever comes: the session is lost, the instance is terminated, or run() cancelled the step."""
         if self._closed:
             return
         self._close()
-        if self._in_thread:
-            self._engine.host.callbacks.abandoned += 1
-        elif self._task is not None:
+        self._callbacks.abandoned += 1
+        if self._task is not None:
             self._task.cancel()
 
     # -- on the loop ---------------------------------------------------------------------------------------------------
 
     def _start_timer(self) -> None:
-        options = self.call.options
-        if options is not None and not self._closed:
-            self._timer = self._loop.call_later(options.timeout_ms / 1000, self._time_out)
+        if not self._closed:
+            self._timer = self._loop.call_later(self.call.options.timeout_ms / 1000, self._time_out)
 
-    def _watch(self, awaitable: Any) -> None:
-        task = self._loop.create_task(_guarded(awaitable), name=f"step {self.call.name!r} of {self._engine.title}")
-        self._task = task
-        task.add_done_callback(self._task_done)
+    def _watch(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        name = f"step {self.call.name!r} of {self._reports.engine.title}"
+        self._task = self._loop.create_task(coroutine, name=name)
+        self._task.add_done_callback(self._task_done)
 
     def _task_done(self, task: asyncio.Future[Any]) -> None:
         if task.cancelled():
-            if not self._closed:
-                self._raised(asyncio.CancelledError("the callback was cancelled from inside"))
-                return
+            _close(self._made)  # its task may have been cancelled before it began
+            self._raised(asyncio.CancelledError("the callback was cancelled from inside"))
         elif (error := task.exception()) is not None:
             self._raised(error)
+        else:
+            self._returned(task.result())
+
+    def _returned(self, value: Any) -> None:
+        if self._refused():
             return
-        elif not self._closed:
-            self._close()
-            self._engine.attempt_left()
-            self._engine.attempt_done(self, task.result())
-            return
-        self._engine.attempt_left()
+        self._close()
+        self._reports.done(self, value)
 
     def _raised(self, error: BaseException) -> None:
-        self._engine.attempt_left()
-        if not self._closed:
-            self._close()
-            self._engine.attempt_raised(self, error)
+        if self._refused():
+            return
+        self._close()
+        self._reports.raised(self, error)
+
+    def _refused(self) -> bool:
+        """It is out. True when that is all there is to tell."""
+        if self._closed:
+            self._callbacks.abandoned -= 1
+            self._reports.left(self)
+        return self._closed
 
     def _time_out(self) -> None:
         if not self._closed:
             self.cut()
-            self._engine.attempt_timed_out(self)
+            self._reports.timed_out(self)
 
     def _close(self) -> None:
         self._closed = True
@@ -139,48 +167,94 @@ class Attempt:
 
     # -- in a thread ---------------------------------------------------------------------------------------------------
 
-    def _run_in_thread(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _begin_thread(self, fn: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self._callbacks.threads_inside += 1
+        self._reports.engine.threads_inside += 1
+        run = contextvars.copy_context().run
+        self._callbacks.submit(lambda: self._run_in_thread(functools.partial(run, fn, *args, **keywords)))
+
+    def _run_in_thread(self, fn: Callable[[], Any]) -> None:
         post = self._loop.call_soon_threadsafe
-        if self._closed or not self._engine.host.in_time():
-            post(self._thread_left)
+        if self._closed or not self._reports.engine.host.in_time():
+            post(self._thread_not_entered)
             return
         post(self._start_timer)
         try:
-            assert self.call.fn is not None
-            result = self.call.fn(*args, **keywords)
+            result = fn()
         except BaseException as error:  # whatever it was, it belongs to the step  # noqa: BLE001
-            post(self._thread_raised, error)
+            post(self._thread_raised, _tamed(error))
         else:
-            post(self._thread_done, result)
+            post(self._thread_returned, result)
 
-    def _thread_done(self, result: Any) -> None:
-        if inspect.isawaitable(result):  # a sync callable that made a coroutine: await it here
-            self._thread_gone()
-            if self._closed:
-                self._engine.attempt_left()
-                if inspect.iscoroutine(result):
-                    result.close()
-            else:
-                self._watch(result)
-            return
-        refused = self._closed
-        self._thread_left()
-        if not refused:
-            self._close()
-            self._engine.attempt_done(self, result)
+    def _thread_returned(self, result: Any) -> None:
+        self._thread_gone()
+        if not inspect.isawaitable(result):
+            self._returned(result)
+        elif not self._closed:  # a sync callable that made a coroutine: await it here
+            self._made = result
+            self._watch(_awaited(result))
+        else:
+            _close(result)
+            self._returned(None)
 
     def _thread_raised(self, error: BaseException) -> None:
         self._thread_gone()
         self._raised(error)
 
-    def _thread_left(self) -> None:
+    def _thread_not_entered(self) -> None:
         self._thread_gone()
-        self._engine.attempt_left()
+        if not self._refused():
+            self._close()
+            self._reports.not_entered(self)
 
     def _thread_gone(self) -> None:
-        callbacks = self._engine.host.callbacks
-        callbacks.threads_inside -= 1
-        self._engine.threads_inside -= 1
-        if self._closed:
-            callbacks.abandoned -= 1
-        self._in_thread = False
+        self._callbacks.threads_inside -= 1
+        self._reports.engine.threads_inside -= 1
+
+
+async def _called(fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """A callback that calls sys.exit() fails its step; it does not end the pod."""
+    try:
+        return await fn(*args, **keywords)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise _tamed(error) from error
+
+
+async def _awaited(awaitable: Awaitable[Any]) -> Any:
+    return await _called(lambda: awaitable, (), {})
+
+
+def _close(made: Any) -> None:
+    """A coroutine that nobody will await."""
+    if inspect.iscoroutine(made):
+        made.close()
+
+
+def _tamed(error: BaseException) -> BaseException:
+    """What would end the process, said as an ordinary error."""
+    if isinstance(error, SystemExit):
+        return RuntimeError(f"the callback called sys.exit({error.code!r})")
+    if isinstance(error, KeyboardInterrupt):
+        return RuntimeError("the callback raised KeyboardInterrupt")
+    return error
+
+
+_async_codes: dict[CodeType, bool] = {}
+
+
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether the callable makes a coroutine, so that it runs on the loop and not in a thread; remembered by its code."""
+    code = getattr(fn, "__code__", None)
+    known = _async_codes.get(code) if code is not None else None
+    if known is not None:
+        return known
+    plain = fn
+    while isinstance(plain, functools.partial):
+        plain = plain.func
+    method = getattr(type(plain), "__call__", None)  # noqa: B004  # not whether it can be called, but what is called
+    found = inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(method)
+    if code is not None:
+        if len(_async_codes) >= CODES_MAX:
+            _async_codes.clear()
+        _async_codes[code] = found
+    return found

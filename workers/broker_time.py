@@ -7,6 +7,8 @@ that waits for it is never early.
 
 from __future__ import annotations
 
+from math import ceil
+
 from toque.storage.ports import Clock
 
 ERROR_MAX_S = 0.5
@@ -40,6 +42,10 @@ class BrokerTime:
     @property
     def error_s(self) -> float:
         return self._error_s
+
+    def latest_ms(self) -> int:
+        """Broker time in ms, never behind it: a wait counted from here is never short."""
+        return self.now_ms() + ceil(min(self._error_s, ERROR_MAX_S) * 1000)
 
     def now_ms(self) -> int:
         """Broker time in ms, never ahead of it, never going back."""

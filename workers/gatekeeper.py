@@ -132,6 +132,11 @@ class Gatekeeper:
             self._nudge()  # others hold more than their share: they report, lower, and this one asks again
         return slots, target
 
+    def limits_changed(self) -> None:
+        """The account's limit may be another: let every pod report now, so that a lower one holds soon."""
+        if not self.closed:
+            self._nudge()
+
     def sweep(self) -> None:
         """Free the slots of ended sessions. Call it each SWEEP_EVERY_S."""
         if self.closed or not self._in_time():
@@ -164,5 +169,5 @@ class Gatekeeper:
             self._nudge()
 
     def _answer(self, message: Message, answer: LeaseAnswer) -> None:
-        if self._in_time():
+        if message.reply and self._in_time():
             self._respond(message, msgspec.msgpack.encode(answer))

@@ -8,6 +8,7 @@ stopped in any other way, and another pod may be inside the same callback alread
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -67,17 +68,22 @@ class KeeperThread:
         await self._opened
 
     def announce(self, record: SessionRecord) -> None:
-        """Change what the session's key says."""
+        """Change what the session's key says. Nothing happens when the session is over."""
         self._session.record = record
         if self._loop is not None and self._keeper is not None:
-            self._loop.call_soon_threadsafe(self._keeper.announce, record)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the thread ended with the session
+                self._loop.call_soon_threadsafe(self._keeper.announce, record)
 
     async def leave(self) -> None:
         """End the session, and the thread."""
         loop, keeper = self._loop, self._keeper
         if loop is None or keeper is None or self._ended.done():
             return
-        asyncio.run_coroutine_threadsafe(keeper.leave(), loop)
+        leaving = keeper.leave()
+        try:
+            asyncio.run_coroutine_threadsafe(leaving, loop)
+        except RuntimeError:  # as above
+            leaving.close()
         await self._ended
 
     # -- in the thread -------------------------------------------------------------------------------------------------

@@ -53,7 +53,6 @@ class Ownership:
         self._gates: dict[StationId, tuple[Gatekeeper, Subscription, asyncio.Task[None]]] = {}
         self._moving: dict[StationId, asyncio.Task[None]] = {}
         self._not_before: dict[StationId, float] = {}
-        self._released_at: dict[StationId, float] = {}
         self._dropping: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self.leaving = False
@@ -160,11 +159,10 @@ class Ownership:
             return True
         if tail.released is not None:
             successor = tail.released.successor
-            since = self._released_at.setdefault(station, self._now())
             known = context.control.sessions.get(successor)
             gone = successor == "" or known is None or not known.live
-            return successor == context.session.id or gone or self._now() - since >= RELEASED_ANYONE_S
-        self._released_at.pop(station, None)
+            waited_ms = context.broker_time.now_ms() - tail.released.at
+            return successor == context.session.id or gone or waited_ms >= RELEASED_ANYONE_S * 1000
         owner = tail.position.header.session
         if owner == context.session.id:
             return True  # our own epoch, given up in memory: claim above it
@@ -188,7 +186,6 @@ class Ownership:
         await context.store.flush()
 
     async def _open(self, held: Station, interrupted_by: str) -> None:
-        self._released_at.pop(held.id, None)
         answers = Answers(held)
         self._answers[held.id] = answers
         await held.load(interrupted_by=interrupted_by)
@@ -210,6 +207,7 @@ class Ownership:
             context.store.leases(held.id), context.control, context.clock, epoch=held.commits.tail.header.epoch,
             commit=held.commits.submit, now_ms=held.now_ms, respond=context.bus.respond, in_time=held.in_time,
             nudge=lambda: context.bus.emit(subjects.gatekeeper_nudge(context.account), b""))
+        context.control.on_change(lambda what: gatekeeper.limits_changed() if what == "account" else None)
         subscription = await context.bus.subscribe(subjects.gatekeeper(context.account), gatekeeper.handle)
         self._gates[held.id] = (gatekeeper, subscription, asyncio.get_running_loop().create_task(_sweep(gatekeeper)))
 

@@ -23,8 +23,7 @@ import structlog
 from toque import _subjects as subjects
 from toque._accounts import ensure_account, ensure_queue_stream
 from toque._app import App
-from toque._logging import configure
-from toque._logging import get_logger
+from toque._logging import configure, get_logger
 from toque._protocol import AccountRecord, Layout, PodView, SessionRecord, encode, is_json
 from toque._subjects import StationId
 from toque.errors import AppError, SetupError, ToqueError, Unavailable
@@ -180,7 +179,7 @@ class Pod:
             self._announce(leaving=True)
             if not await ownership.hand_over_all(grace_s):
                 _log.warning("callbacks were cut by the end of the pod", inside=context.callbacks.inside,
-                             stations=[str(station) for station in ownership.stations])
+                             stations=", ".join(map(str, ownership.stations)))
         if ownership is not None:
             await ownership.drop_all()
         if self._keeper is not None:
@@ -370,7 +369,7 @@ async def run_pod(app: App, options: PodOptions) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, pod.stop)
         await pod.run(grace_s=options.grace_s, ready=lambda: _log.info("pod serves", account=options.account,
-                                                                      workflows=sorted(app.workflows)))
+                                                                      workflows=", ".join(sorted(app.workflows))))
     if callbacks.threads_inside:
         os._exit(EXIT_OK)  # threads that outlived the grace time: nothing of theirs counts any more
     return EXIT_OK

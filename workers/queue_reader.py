@@ -33,6 +33,7 @@ class QueueReader:
         self._slots = slots
         self._session = session
         self._souschefs: dict[StationId, SousChef] = {}
+        self._untransformed: StationId | None = None  # who parks what the server's transform passes over
         self._feed: Feed | None = None
         self._outstanding = 0
         self.created = ""  # which stream it is: positions are worth nothing in another one
@@ -72,12 +73,31 @@ class QueueReader:
         if not self._souschefs:
             return
         self.created = (await self._bus.stream_info(self._stream)).created
-        filters = tuple(f"{subjects.queue_prefix(self._account, self.workflow, station)}.*"
-                        for station in sorted(self._souschefs))
         self._outstanding = 0
         self._feed = await self._bus.open_feed(
-            FeedSpec(stream=self._stream, filters=filters, name=f"pod-{self._session}"), self._arrived)
+            FeedSpec(stream=self._stream, filters=self._filters(), name=f"pod-{self._session}"), self._arrived)
         self.top_up()
+
+    def _filters(self) -> tuple[str, ...]:
+        """The subjects of our stations; with station 0 also creations whose id is a wildcard, `*` or `>`.
+
+        The server acknowledges those too, but stores them as they came: no transform, so no station. Unread, they would
+        vanish with the next purge.
+        """
+        filters = [f"{subjects.queue_prefix(self._account, self.workflow, station)}.*"
+                   for station in sorted(self._souschefs)]
+        self._untransformed = max((station for station in self._souschefs if station.number == 0), default=None)
+        if self._untransformed is not None:
+            filters.append(subjects.create(self._account, self.workflow, ">"))
+        return tuple(filters)
+
+    def _addressee(self, subject: str) -> tuple[StationId | None, str]:
+        """The station of a message, and the id in its subject."""
+        as_it_came = subjects.create(self._account, self.workflow, "")
+        if subject.startswith(as_it_came):
+            return self._untransformed, subject.removeprefix(as_it_came)
+        token = subjects.parse_queue(subject)
+        return token.station, token.instance_id
 
     def top_up(self) -> None:
         """Pull as many as there are slots for, and a bounded prefetch; one pull is always open."""
@@ -93,10 +113,10 @@ class QueueReader:
     def _arrived(self, messages: Sequence[Message]) -> None:
         self._outstanding = max(0, self._outstanding - len(messages))
         for message in messages:
-            token = subjects.parse_queue(message.subject)
-            souschef = self._souschefs.get(token.station)
+            station, instance_id = self._addressee(message.subject)
+            souschef = self._souschefs.get(station) if station is not None else None
             if souschef is not None:
-                souschef.offer(token.instance_id, message)
+                souschef.offer(instance_id, message)
         self._slots.kick()
         if self._outstanding == 0:
             self.top_up()

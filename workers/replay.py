@@ -1,60 +1,119 @@
-"""What an instance's records say about its steps: the results to hand out again, and the waits that are still open.
+"""What an instance's records say about its steps: the results to hand out again, and the steps that are still open.
 
 Pure: reads records, changes nothing.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
 
-from toque._payload import decode, return_type
-from toque.errors import DeterminismError, InvalidPayload, StepError, StepFailed, StepTimeout
+from toque._payload import decode
+from toque.errors import DeterminismError, StepError, StepFailed, StepTimeout
 from toque.storage import records as r
-from toque.storage.fold import step_key
-from toque.workers.step_call import StepCall
+from toque.storage.fold import INTERRUPTED_TYPE, step_key
+from toque.workers.step_call import StepCall, StepDecorator
 
 Outcome = r.StepDone | r.StepFailed | r.SleepDone
+
+NAMES_SHOWN_MAX = 5
+
+
+class Recorded(NamedTuple):
+    """One outcome to hand out again."""
+
+    key: str
+    outcome: Outcome
+    interruptions: int  # of the run, before this record
+
+
+class Tries:
+    """The failed attempts of a step without an outcome."""
+
+    __slots__ = ("config", "failures", "last_attempt", "retry_at", "since")
+
+    def __init__(self, failures: int, record: r.AttemptFailed, since: int) -> None:
+        self.failures = failures
+        self.last_attempt = record.attempt
+        self.retry_at = record.retry_at
+        self.config = record.config
+        self.since = since  # interruptions of the run, before the last of them
 
 
 class Replay:
     """The history of one run, taken apart once."""
 
-    def __init__(self, history: list[r.Record]) -> None:
+    __slots__ = ("admitted", "blocked_on", "interruptions", "outcomes", "resting", "seq", "sleeping", "stuck", "tries")
+
+    def __init__(self, history: Iterable[r.Record]) -> None:
         self.admitted: r.Admitted | None = None
-        self.outcomes: deque[tuple[str, Outcome]] = deque()  # in the journal's order, first one per step
-        self.failed: dict[str, list[r.AttemptFailed]] = {}  # of steps without an outcome
-        self.sleeping: dict[str, r.SleepStarted] = {}
+        self.outcomes: list[Recorded] = []  # in the journal's order, the first one of each step
+        self.tries: dict[str, Tries] = {}  # of steps without an outcome
+        self.sleeping: dict[str, int] = {}  # step → due, ms; of steps without an outcome
         self.seq = 0
-        self.interruptions = 0  # since the last progress
+        self.interruptions = 0
+        self.stuck = False  # interrupted, and no progress since
         self.resting = False  # only far timers were left, so it holds no slot
         self.blocked_on = ""
         seen: set[str] = set()
         for record in history:
             self.seq = record.seq
-            self.resting = isinstance(record, r.Waiting) or getattr(record, "idle", False)
-            match record:
-                case r.Admitted():
-                    self.admitted = record
-                case r.StepDone() | r.StepFailed() | r.SleepDone():
-                    self.interruptions = 0
-                    key = outcome_key(record)
-                    if key not in seen:
-                        seen.add(key)
-                        self.outcomes.append((key, record))
-                case r.AttemptFailed():
-                    self.failed.setdefault(step_key(record.step, record.name, record.occurrence), []).append(record)
-                case r.SleepStarted():
-                    self.sleeping[step_key(r.StepKind.SLEEP, record.name, record.occurrence)] = record
-                case r.Interrupted():
-                    self.interruptions += 1
-                case r.Blocked():
-                    self.blocked_on = record.reason
-                case _:
-                    pass
-        for key in seen:
-            self.failed.pop(key, None)
-            self.sleeping.pop(key, None)
+            if type(record) is r.Admitted:
+                self.admitted = record
+            else:
+                self._take(record, seen)
+
+    def _take(self, record: r.Record, seen: set[str]) -> None:
+        self.resting = isinstance(record, r.Waiting) or getattr(record, "idle", False)
+        if isinstance(record, r.Blocked):
+            self.blocked_on = record.reason
+        elif not isinstance(record, r.Interrupted):
+            self.blocked_on = ""
+        match record:
+            case r.StepDone() | r.StepFailed() | r.SleepDone():
+                self.stuck = False
+                key = outcome_key(record)
+                self._forget(key)
+                if key not in seen:
+                    seen.add(key)
+                    self.outcomes.append(Recorded(key, record, self.interruptions))
+            case r.AttemptFailed():
+                self.stuck = self.stuck and record.failure.type == INTERRUPTED_TYPE
+                key = step_key(record.step, record.name, record.occurrence)
+                before = self.tries.get(key)
+                self.tries[key] = Tries(before.failures + 1 if before else 1, record, self.interruptions)
+            case r.SleepStarted():
+                self.sleeping[step_key(r.StepKind.SLEEP, record.name, record.occurrence)] = record.due
+            case r.StepCancelled():
+                self._forget(step_key(record.step, record.name, record.occurrence))
+            case r.Interrupted():
+                self.interruptions += 1
+                self.stuck = True
+            case _:
+                pass
+
+    def _forget(self, key: str) -> None:
+        self.tries.pop(key, None)
+        self.sleeping.pop(key, None)
+
+    @property
+    def begun(self) -> list[str]:
+        """The steps that have records, but no outcome."""
+        return [*self.tries, *self.sleeping]
+
+
+def mismatch(instance: str, expected: str, found: str) -> DeterminismError:
+    """Replay met something else than the journal holds."""
+    return DeterminismError(
+        f"{instance}: the journal holds {expected}, but run() is at {found}. The code was changed under a live instance: "
+        f"put the old code back, or terminate the instance", expected=expected, found=found)
+
+
+def describe_calls(calls: Collection[StepCall | StepDecorator]) -> str:
+    """Open steps for people, the first few by name."""
+    names = [str(call) for call, _ in zip(calls, range(NAMES_SHOWN_MAX), strict=False)]
+    more = f" and {len(calls) - len(names)} more" if len(calls) > len(names) else ""
+    return ", ".join(names) + more
 
 
 def outcome_key(record: Outcome) -> str:
@@ -79,22 +138,13 @@ def outcome_error(record: r.StepFailed) -> StepError:
                 traceback=failure.traceback)
 
 
-def hand_out(call: StepCall, outcome: Outcome) -> None:
-    """Give run() a recorded outcome. Raises DeterminismError when the result does not fit the callback any more."""
-    if call.done():
-        return
-    match outcome:
-        case r.StepDone():
-            call.set_result(decode_result(call, outcome.result))
-        case r.StepFailed():
-            call.set_exception(outcome_error(outcome))
-        case r.SleepDone():
-            call.set_result(None)
-
-
-def decode_result(call: StepCall, data: bytes) -> Any:
-    assert call.fn is not None
+def recorded_value(call: StepCall, outcome: Outcome) -> Any:
+    """What run() gets for a recorded outcome. Raises DeterminismError when the result does not fit the code any more."""
+    if not isinstance(outcome, r.StepDone):
+        return None
     try:
-        return decode(data, return_type(call.fn), what=f"the result of step {call.name!r}")
-    except InvalidPayload as error:
-        raise DeterminismError(str(error), expected="a result of the recorded type", found=str(call)) from error
+        return decode(outcome.result, call.result_type, what=f"the recorded result of {call}")
+    except Exception as error:  # decoders run user code: validators, __post_init__
+        raise DeterminismError(
+            f"{error}. The code was changed under a live instance: put the old annotation back, or terminate the "
+            f"instance", expected=f"a result of {call} as it was recorded", found=type(error).__name__) from error

@@ -60,6 +60,7 @@ class Station:
         self._leaving: deque[tuple[int, Engine]] = deque()
         self._armed: dict[int, asyncio.TimerHandle | None] = {}  # serial → its timer; None: it waits for a slot
         self._at_gate: list[Engine] = []
+        self._gate_watched = False  # the next acceptance opens the gate
         self._tasks: set[asyncio.Task[None]] = set()
         self.commits = GroupCommit(
             context.journal, context.store, station, tail, may_send=self._session.in_time,
@@ -99,7 +100,9 @@ class Station:
         while not self.closed:
             if self.inside and self._loop.time() < give_up:
                 await asyncio.sleep(QUIET_POLL_S)
-            elif self.inside and (ending or self.callbacks_in_threads):
+            elif self.inside and ending:
+                return False  # still frozen: what was entered in the last moments would only be cut
+            elif self.inside and self.callbacks_in_threads:
                 self._unfreeze()
                 return False
             elif not self.inside and self.commits.idle:
@@ -166,6 +169,12 @@ class Station:
     def now_ms(self) -> int:
         return self.context.broker_time.now_ms()
 
+    def latest_ms(self) -> int:
+        return self.context.broker_time.latest_ms()
+
+    def may_fire(self) -> bool:
+        return self.context.broker_time.ready
+
     def random(self) -> float:
         return self.context.rng.random()
 
@@ -180,9 +189,14 @@ class Station:
         return not self.frozen and not self.closed and not self.commits.full
 
     def enter_later(self, engine: Engine) -> None:
-        if not self._at_gate:
-            self.commits.when_room(self._open_gate)
         self._at_gate.append(engine)
+        if not self._gate_watched:
+            self._gate_watched = True
+            self.commits.when_room(self._room_made)
+
+    def _room_made(self) -> None:
+        self._gate_watched = False
+        self._open_gate()
 
     def _open_gate(self) -> None:
         waiting, self._at_gate = self._at_gate, []
@@ -232,16 +246,16 @@ class Station:
         return lambda: self._folded(number)
 
     def _leave_when_folded(self, engine: Engine) -> None:
-        if not engine.leaving and not self.closed:
-            engine.leaving = True
-            self._leaving.append((self.commits.tail.header.group, engine))
+        group = self.commits.tail.header.group
+        if engine.leaving < group and not self.closed:
+            engine.leaving = group
+            self._leaving.append((group, engine))
 
     def _folded(self, number: int) -> None:
         while self._leaving and self._leaving[0][0] <= number:
-            _, engine = self._leaving.popleft()
-            engine.leaving = False
+            group, engine = self._leaving.popleft()
             over = engine.ended or bool(engine.blocked)
-            if engine.has_slot or engine.unaccepted or (not over and not engine.resting):
+            if engine.has_slot or engine.unaccepted or (not over and not engine.resting) or engine.leaving > group:
                 continue  # it was woken or changed meanwhile: it leaves another time
             engine.cut()
             if self.engines.get(engine.serial) is engine:
@@ -343,6 +357,7 @@ class Station:
     async def _scan_timers(self) -> None:
         """Bring the timers that are due soon into memory; the others stay in the store."""
         while True:
+            self._open_gate()  # it may have been closed by what brings no acceptance here: another station's trouble
             if self.context.broker_time.ready and not self.frozen:
                 now = self.now_ms()
                 for due, serial in self.context.store.due(self.id, now + TIMER_HORIZON_MS, TIMERS_PER_SCAN):

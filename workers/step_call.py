@@ -7,21 +7,22 @@ import functools
 import inspect
 from asyncio import events
 from collections.abc import Callable, Generator
-from datetime import UTC, datetime
-from types import CodeType
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from toque._durations import Duration, to_ms
 from toque._names import check_step_name
+from toque._payload import return_type
 from toque.errors import InvalidDuration, MisuseError, UsageError
 from toque.storage.fold import step_key
 from toque.storage.records import StepKind
-from toque.workflow import Retries, StepOptions, resolve_options
+from toque.workflow import DEFAULT_OPTIONS, Retries, StepOptions, resolve_options
 
 if TYPE_CHECKING:
     from toque.workers.engine import Engine
 
 WAIT_MS_MAX = 365 * 24 * 3600 * 1000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Evicted(BaseException):
@@ -31,6 +32,9 @@ class Evicted(BaseException):
 class StepCall(asyncio.Future[Any]):
     """One open step. Awaiting it, or handing it to gather, marks it as awaited."""
 
+    __slots__ = ("args", "awaited", "due", "duration_ms", "engine", "failures", "fn", "key", "keywords", "kind",
+                 "last_attempt", "name", "occurrence", "options", "recorded", "result_type", "since")
+
     def __init__(self, engine: Engine, kind: StepKind, name: str, occurrence: int) -> None:
         super().__init__(loop=engine.loop)
         self.engine = engine
@@ -39,27 +43,45 @@ class StepCall(asyncio.Future[Any]):
         self.occurrence = occurrence
         self.key = step_key(kind, name, occurrence)
         self.awaited = False
+        self.recorded = False  # the journal holds a timer or failed attempts of it
+        # of a callback:
         self.fn: Callable[..., Any] | None = None
         self.args: tuple[Any, ...] = ()
-        self.options: StepOptions | None = None
+        self.keywords: dict[str, Any] | None = None
+        self.result_type: Any = None
+        self.options: StepOptions = DEFAULT_OPTIONS
+        self.failures = 0  # failed attempts
+        self.last_attempt = 0  # the number of the last of them; interruptions are counted too
+        self.since = 0  # interruptions of the run before the step was open, or before its last failed attempt
+        # of a wait:
         self.duration_ms = 0
-        self.due = 0  # broker time in ms, of sleep_until
+        self.due = 0  # broker time in ms
 
     def __await__(self) -> Generator[Any, None, Any]:
-        self.awaited = True
+        if not self.awaited:
+            self._mark_awaited()
         return super().__await__()
 
     __iter__ = __await__
 
     def add_done_callback(self, fn: Callable[..., object], *, context: Any = None) -> None:
-        self.awaited = True
+        if not self.awaited:
+            self._mark_awaited()
         super().add_done_callback(fn, context=context)
 
     def cancel(self, msg: Any | None = None) -> bool:
+        if events._get_running_loop() is not self.engine.loop:
+            raise MisuseError(f"step {self.name!r} was cancelled from outside run(), which would not happen again after "
+                              f"a restart. Return a value from the callback and cancel the step in run()")
         cancelled = super().cancel(msg)
         if cancelled:
             self.engine.call_cancelled(self)
         return cancelled
+
+    def _mark_awaited(self) -> None:
+        self.awaited = True
+        if self.done():
+            self.engine.call_awaited(self)
 
     def __str__(self) -> str:
         return f"{self.kind.name.lower()}({self.name!r}, occurrence {self.occurrence})"
@@ -68,28 +90,28 @@ class StepCall(asyncio.Future[Any]):
 class RunStep:
     """The `step` argument of run(): see `toque.workflow.Step`."""
 
-    __slots__ = ("_counts", "_engine")
+    __slots__ = ("_counts", "_engine", "_evicted")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._counts: dict[tuple[StepKind, str], int] = {}
+        self._evicted = False  # run() has been told so
 
     def do(self, name: str, fn: Callable[..., Any] | None = None, /, *args: Any,
            retries: Retries | None = None, timeout: Duration | None = None) -> Any:
         check_step_name(name)
         options = resolve_options(retries, timeout)
         if fn is None:
-            return functools.partial(_decorate, self, name, options)
-        if not callable(fn):
-            hint = " (pass the function itself, not the result of calling it)" if inspect.isawaitable(fn) else ""
-            if inspect.iscoroutine(fn):
-                fn.close()
-            raise UsageError(f"step {name!r}: the second argument must be a function, not {type(fn).__name__}{hint}")
-        return self.open(name, options, fn, args)
+            return self._decorator(name, options, args)
+        return self.open(name, options, fn, args, None)
 
-    def open(self, name: str, options: StepOptions, fn: Callable[..., Any], args: tuple[Any, ...]) -> StepCall:
+    def open(self, name: str, options: StepOptions, fn: Callable[..., Any], args: tuple[Any, ...],
+             keywords: dict[str, Any] | None) -> StepCall:
+        if not callable(fn):
+            raise _not_a_function(name, fn)
+        result_type = return_type(fn)
         call = self._call(StepKind.DO, name)
-        call.fn, call.args, call.options = fn, args, options
+        call.fn, call.args, call.keywords, call.result_type, call.options = fn, args, keywords, result_type, options
         self._engine.call_opened(call)
         return call
 
@@ -103,52 +125,77 @@ class RunStep:
 
     def sleep_until(self, name: str, until: datetime) -> StepCall:
         check_step_name(name)
-        if not isinstance(until, datetime) or until.tzinfo is None:
+        if not isinstance(until, datetime) or until.utcoffset() is None:
             raise InvalidDuration(f"step.sleep_until({name!r}) needs a datetime with a time zone, for example "
                                   f"datetime(2027, 1, 1, tzinfo=UTC), not {until!r}")
-        due = int(until.astimezone(UTC).timestamp() * 1000)
+        due = -((_EPOCH - until) // timedelta(milliseconds=1))  # rounded up: a timer is never early
         if due - self._engine.now_ms() > WAIT_MS_MAX:
             raise InvalidDuration(f"step.sleep_until({name!r}) may wait 365 days at most")
         call = self._call(StepKind.SLEEP, name)
-        call.due = due
+        call.due = max(due, 1)
         self._engine.call_opened(call)
         return call
 
+    def _decorator(self, name: str, options: StepOptions, args: tuple[Any, ...]) -> StepDecorator:
+        if args:
+            raise UsageError(f"step {name!r} has arguments but no function: write `await step.do({name!r}, fn, …)`")
+        decorator = StepDecorator(self, name, options)
+        self._engine.decorator_made(decorator)
+        return decorator
+
+    def decorator_used(self, decorator: StepDecorator) -> None:
+        self._engine.call_awaited(decorator)
+
     def _call(self, kind: StepKind, name: str) -> StepCall:
         engine = self._engine
-        if engine.closed:
-            raise Evicted
         if events._get_running_loop() is not engine.loop:
             raise MisuseError(f"step {name!r} was called inside a callback or outside run(). Steps cannot be nested: "
                               f"call it from run() itself.")
+        if engine.closed and not self._evicted:
+            self._evicted = True
+            raise Evicted
         count = self._counts[kind, name] = self._counts.get((kind, name), 0) + 1
-        return StepCall(engine, kind, name, count)
+        return StepCall(engine, kind, name, count)  # of a closed engine: run() has caught Evicted; this never comes
 
 
-def _decorate(step: RunStep, name: str, options: StepOptions, fn: Callable[..., Any]) -> Callable[..., StepCall]:
-    @functools.wraps(fn)
-    def call(*args: Any) -> StepCall:
-        return step.open(name, options, fn, args)
+class StepDecorator:
+    """What `step.do(name)` gives without a function: put it on one, call the product, await what that returns."""
 
-    return call
+    __slots__ = ("_options", "_step", "name")
+
+    def __init__(self, step: RunStep, name: str, options: StepOptions) -> None:
+        self._step = step
+        self._options = options
+        self.name = name
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., StepCall]:
+        step, name, options = self._step, self.name, self._options
+        step.decorator_used(self)
+        if not callable(fn):
+            raise _not_a_function(name, fn)
+
+        @functools.wraps(fn)
+        def call(*args: Any, **keywords: Any) -> StepCall:
+            return step.open(name, options, fn, args, keywords or None)
+
+        return call
+
+    def __await__(self) -> NoReturn:
+        raise MisuseError(f"step {self.name!r} has no function: write `await step.do({self.name!r}, fn)`, or put "
+                          f"`@step.do({self.name!r})` on a function and await a call of that")
+
+    def __str__(self) -> str:
+        return f"do({self.name!r}), which was given no function"
 
 
-_async_codes: dict[CodeType, bool] = {}
-CODES_MAX = 10_000
+def _not_a_function(name: str, fn: Any) -> UsageError:
+    made = inspect.isawaitable(fn)
+    hint = f": pass the function itself and its arguments, `step.do({name!r}, fn, *args)`, not what a call of it returns"
+    if inspect.iscoroutine(fn):
+        fn.close()
+    return UsageError(f"step {name!r}: the second argument must be a function, not {_an(type(fn).__name__)}"
+                      f"{hint if made else ''}")
 
 
-def is_async(fn: Callable[..., Any]) -> bool:
-    """Whether the callable makes a coroutine, so that it runs on the loop and not in a thread; remembered by its code."""
-    code = getattr(fn, "__code__", None)
-    known = _async_codes.get(code) if code is not None else None
-    if known is not None:
-        return known
-    plain = fn
-    while isinstance(plain, functools.partial):
-        plain = plain.func
-    found = inspect.iscoroutinefunction(plain) or inspect.iscoroutinefunction(getattr(type(plain), "__call__", None))
-    if code is not None:
-        if len(_async_codes) >= CODES_MAX:
-            _async_codes.clear()
-        _async_codes[code] = found
-    return found
+def _an(noun: str) -> str:
+    return f"an {noun}" if noun[:1] in "aeiouAEIOU" else f"a {noun}"

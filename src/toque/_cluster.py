@@ -40,6 +40,7 @@ GRACE_MARGIN_S: Final = 5.0  # pods get so much longer than their own grace befo
 POLL_S: Final = 0.1  # between two questions for the pods while they start
 WATCH_S: Final = 1.0  # between two looks at the pods' reports and the server's log
 WRITE_DEAD_S: Final = 5.0  # how long pods must report a dead journal before the server is restarted
+WRITE_DEAD_RESTARTS_MAX: Final = 3  # without a healthy report in between: more would not help
 END_SESSION_S_MAX: Final = 3.0
 _LOG_BYTES_MAX: Final = 64 * 1024
 _PROBLEM_MARKS: Final = ("[ERR]", "[WRN]", "[FTL]")
@@ -311,23 +312,20 @@ class DevCluster:
         """Hand on the server's problems, and restart it when pods cannot write to it though it answers."""
         assert self._server is not None
         log = ServerLog(self._server.log_path)
-        dead_since: float | None = None
+        watch = WriteDeadWatch()
         while not self._stopping:
             await asyncio.sleep(WATCH_S)
             for line in log.problems():
                 self._on_line("nats", line)
-            complaint = _complaint(await self._reports())
-            now = time.monotonic()
-            dead_since = None if not complaint else dead_since or now
-            if dead_since is not None and now - dead_since > WRITE_DEAD_S:
-                dead_since = None
-                await self._restart_write_dead(complaint)
-
-    async def _restart_write_dead(self, complaint: str) -> None:
-        assert self._server is not None
-        self._on_line("toque", f"nats-server answers but takes no writes ({complaint}): it is restarted, since it does "
-                      f"not heal by itself. Look for a full disk at {self.directory}")
-        await self._server.stop()
+            views = await self._reports()
+            complaint = watch.seen(views, time.monotonic())
+            if not complaint:
+                continue
+            self._on_line("toque", f"nats-server answers, but the pods cannot write to it: {complaint}")
+            if watch.restarts <= WRITE_DEAD_RESTARTS_MAX:
+                self._on_line("toque", "nats-server is restarted, since that does not heal by itself; look for a full "
+                              f"disk at {self.directory}")
+                await self._server.stop()
 
     async def _reports(self) -> list[PodView]:
         """What the pods say of themselves; marks those that answered. Empty while nothing answers."""
@@ -335,7 +333,7 @@ class DevCluster:
             return []
         try:
             views = await self._client.pods()
-        except Unavailable:
+        except ToqueError:  # the server is away, or not yet itself again after a restart: asked again soon
             return []
         for view in views:
             if view.pod in self.pods:
@@ -403,9 +401,27 @@ def _from_mark(line: str) -> str:
     return line[line.index("["):] if not line.startswith("[") else line[line.index("[", 1):]
 
 
-def _complaint(views: Sequence[PodView]) -> str:
-    """What is wrong with the journal, by the pods' own word; "" when nothing is, or nobody answers."""
-    return next((view.journal for view in views if view.journal != "ok"), "")
+class WriteDeadWatch:
+    """Decides from the pods' reports when a server that answers takes no writes (protocol rule 26)."""
+
+    def __init__(self) -> None:
+        self.restarts = 0
+        """How often it has said so since all pods were well: more than a few, and a restart does not help."""
+        self._since: float | None = None
+
+    def seen(self, views: Sequence[PodView], now_s: float) -> str:
+        """What the pods complain of, each time they have done so for WRITE_DEAD_S; else "". No reports say nothing."""
+        complaint = next((view.journal for view in views if view.journal != "ok"), "")
+        if not complaint:
+            self._since = None
+            self.restarts = 0 if views else self.restarts
+            return ""
+        self._since = now_s if self._since is None else self._since
+        if now_s - self._since <= WRITE_DEAD_S:
+            return ""
+        self._since = now_s
+        self.restarts += 1
+        return complaint
 
 
 def _checked_port(port: int | None, option: str) -> int | None:

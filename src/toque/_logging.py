@@ -66,7 +66,7 @@ def _bounded(value: Any) -> Any:
 
 
 def _shared() -> list[Processor]:
-    return [structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
+    return [structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True), bound_values]
 
 

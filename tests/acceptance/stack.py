@@ -25,6 +25,7 @@ from toque._nats_server import NatsServer
 from toque.chaos.ledger import Entry, Ledger, read_ledger
 from toque.chaos.ledger_checks import Ledgered, Verdict, pair
 from toque.client import Client
+from toque.errors import SetupError
 
 T = TypeVar("T")
 
@@ -151,7 +152,10 @@ class Stack:
         """Wait until exactly these pods have all the stations, evenly spread."""
 
         async def spread() -> bool:
-            stations = {view.pod: len(view.stations) for view in await client.pods() if view.stations}
+            try:
+                stations = {view.pod: len(view.stations) for view in await client.pods() if view.stations}
+            except SetupError:  # the first pod makes the account
+                return False
             return set(stations) == set(names) and max(stations.values()) - min(stations.values()) <= 1
 
         await eventually(spread)

@@ -49,10 +49,10 @@ def test_five_kills_lose_nothing_and_repeat_nothing(stack: Stack, run_async) -> 
 def test_a_death_that_nobody_sees_costs_the_ttl(stack: Stack, run_async) -> None:
     """Without a supervisor nobody ends the dead session: the others find out by themselves, within TTL + 2 s.
 
-    Short form: 300 instances and 2 kills; with TOQUE_CHAOS_FULL=1 1,000 instances and 5 kills.
+    Short form: 400 instances and 2 kills; with TOQUE_CHAOS_FULL=1 1,000 instances and 5 kills.
     """
-    size = {"instances": 1000, "kills": 5} if FULL else {"instances": 300, "kills": 2}
-    options = KillPods(seed=seed(), within_s=WITHIN_S, callback_ms=200, **size)
+    instances, kills = (1000, 5) if FULL else (400, 2)
+    options = KillPods(seed=seed(), within_s=WITHIN_S, instances=instances, kills=kills, limit=16, callback_ms=100)
 
     async def scenario() -> None:
         async with stack.server() as server, Client.connect(server.url) as client:

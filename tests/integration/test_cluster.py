@@ -234,7 +234,7 @@ def test_a_server_that_takes_no_writes_is_restarted(stage: Stage, run_async: Run
 
             await eventually(lambda: cluster.server_pid not in (0, before), within_s=40)
 
-            assert stage.said("nats-server answers but takes no writes (")
+            assert stage.said("nats-server answers, but the pods cannot write to it: ")
             await eventually(lambda: limit_journal(client, messages=-1))
             assert await handle.result("30 seconds") == "hello you"
 

@@ -150,10 +150,14 @@ class _Dev:
         if not self._options.reload:
             await self._cluster.wait()
             return
-        async with asyncio.TaskGroup() as group:
-            reloading = group.create_task(self._reload_for_ever())
-            await self._cluster.wait()
-            reloading.cancel()
+        tasks = [asyncio.ensure_future(self._cluster.wait()), asyncio.ensure_future(self._reload_for_ever())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                await task
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _reload_for_ever(self) -> None:
         while True:

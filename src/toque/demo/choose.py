@@ -56,8 +56,11 @@ class Choice:
 
 
 def choose(*, seconds: float, cores: float, roots: Iterable[Path] | None = None,
-           clock: Callable[[], float] = time.perf_counter) -> Choice:
-    """Files whose work should last `seconds` on so many cores. Takes up to SAMPLE_S_MAX for the sample."""
+           clock: Callable[[], float] = time.thread_time) -> Choice:
+    """Files whose work should last `seconds` on so many cores of a machine that has nothing else to do.
+
+    The sample takes up to SAMPLE_S_MAX of CPU time, and what it costs is CPU time too: others' work does not count.
+    """
     every = sorted(set(source_files(python_roots() if roots is None else roots)), key=lambda file: _place(file.path))
     fit = [file for file in every if file.size <= FILE_BYTES_MAX]
     s_per_byte = _cost_of_sample(fit[:SAMPLE_FILES], clock)

@@ -1,0 +1,66 @@
+"""What an Engine needs of its station."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from toque.storage.records import Record
+
+if TYPE_CHECKING:
+    from toque.workers.attempt import Callbacks
+    from toque.workers.engine import Engine
+
+
+class Host(Protocol):
+    """See the module. A station is one; so is a test."""
+
+    account: str
+    env: Any
+    callbacks: Callbacks
+    inside: int  # callbacks of the station that have been entered and not left
+
+    def commit(self, record: Record, engine: Engine) -> None:
+        """Put a record of the engine into the pending group."""
+        ...
+
+    def now_ms(self) -> int:
+        """Broker time, never ahead of it."""
+        ...
+
+    def latest_ms(self) -> int:
+        """Broker time, never behind it: what a wait is counted from, so that it is never short."""
+        ...
+
+    def may_fire(self) -> bool:
+        """Whether broker time is known well enough for a timer to fire (protocol rule 10)."""
+        ...
+
+    def random(self) -> float: ...
+
+    def may_enter(self) -> bool:
+        """Whether a callback may be entered now: deadline, pause of the station, room in the journal."""
+        ...
+
+    def in_time(self) -> bool:
+        """Whether the session's deadline lies ahead. Safe from any thread."""
+        ...
+
+    def enter_later(self, engine: Engine) -> None:
+        """Call `engine.enter()` when `may_enter` may be true again."""
+        ...
+
+    def engine_rests(self, engine: Engine) -> None:
+        """Nothing but far timers is left of it, all accepted, no callback inside: take its slot back."""
+        ...
+
+    def engine_ended(self, engine: Engine) -> None:
+        """Its terminal record is accepted."""
+        ...
+
+    def engine_left(self, engine: Engine) -> None:
+        """It needs its slot no more: ended or blocked, and no callback inside."""
+        ...
+
+    def engine_blocked(self, engine: Engine, reason: str) -> None:
+        """Its code does not fit its history; it is held until it is loaded again."""
+        ...
