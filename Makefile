@@ -43,8 +43,8 @@ dist: $(VENV)/.developing  ## build sdist and wheel, and run the wheel in an env
 	cd build/check && bin/toque version && bin/python -P -m toque worker --help >/dev/null
 	@ls -l dist
 
-test-containers: $(VENV)/.developing  ## the tests that need a Docker engine (BASE=… names another base image)
-	docker build --build-arg BASE=$(BASE) -t toque-worker .
+test-containers: $(VENV)/.developing  ## the tests that need a Docker engine (BASE, NATS_IMAGE: other images)
+	docker build $(BUILD_OPTIONS) --build-arg BASE=$(BASE) -t toque-worker .
 	$(BIN)/pytest -m containers
 
 bench: $(VENV)/.developing  ## throughput and latency on this machine

@@ -54,7 +54,12 @@ class Journal:
         self._bus = bus
         self._account = account
         self._stream = subjects.journal_stream(account)
-        self.trouble = ""  # why appends do not get through; "" = they do
+        self._troubles: dict[StationId, str] = {}  # by station with an append under way that does not get through
+
+    @property
+    def trouble(self) -> str:
+        """Why appends do not get through; "" = they do."""
+        return next(iter(self._troubles.values()), "")
 
     async def tail(self, station: StationId) -> Tail | None:
         """The station's ownership record, read from the stream's leader. None = nobody ever had it."""
@@ -81,6 +86,13 @@ class Journal:
         Raises Deposed, JournalHalted, Abandoned. Killed at any point: the group is in the journal or it is not, and
         the next owner's claim decides which.
         """
+        try:
+            return await self._append(station, header, body, expected, may_send)
+        finally:  # an append that has ended, however, says nothing about the next one
+            self._set_trouble(station, "")
+
+    async def _append(self, station: StationId, header: GroupHeader, body: bytes, expected: int,
+                      may_send: Callable[[], bool]) -> int:
         subject = subjects.journal(self._account, station)
         headers = {subjects.GROUP_HEADER: header.text(), subjects.EXPECTED_LAST_HEADER: str(expected)}
         tries = 0
@@ -92,13 +104,12 @@ class Journal:
             except BusError as error:
                 if error.code == BusError.WRONG_LAST_SEQUENCE:
                     return await self._resolve(station, header, may_send)
-                self._set_trouble(f"the server refuses journal writes: {error}")
+                self._set_trouble(station, f"the server refuses journal writes: {error}")
             except BusTimeout:
-                self._set_trouble("the server does not answer journal writes")
+                self._set_trouble(station, "the server does not answer journal writes")
             except NoResponders:
-                self._set_trouble(f"there is no stream {self._stream}")
+                self._set_trouble(station, f"there is no stream {self._stream}")
             else:
-                self._set_trouble("")
                 return ack.sequence
             await asyncio.sleep(RESEND_AFTER_S[min(tries, len(RESEND_AFTER_S) - 1)])
             tries += 1
@@ -114,7 +125,6 @@ class Journal:
             except (BusTimeout, BusError, NoResponders):
                 await asyncio.sleep(RESEND_AFTER_S[0])
         if tail is not None and tail.position.header == header:
-            self._set_trouble("")
             return tail.position.sequence
         if tail is not None and tail.position.header.epoch >= header.epoch \
                 and tail.position.header.session != header.session:
@@ -155,13 +165,17 @@ class Journal:
         finally:
             await feed.close()
 
-    def _set_trouble(self, trouble: str) -> None:
-        if trouble and not self.trouble:
+    def _set_trouble(self, station: StationId, trouble: str) -> None:
+        before = self.trouble
+        if trouble:
+            self._troubles[station] = trouble
+        else:
+            self._troubles.pop(station, None)
+        if trouble and not before:
             _log.error("journal write-dead", why=trouble,
                        remedy="free disk space and restart nats-server; nothing acknowledged is lost meanwhile")
-        elif self.trouble and not trouble:
+        elif before and not self.trouble:
             _log.info("journal takes writes again")
-        self.trouble = trouble
 
 
 def header_of(message: Message) -> GroupHeader:

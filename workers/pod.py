@@ -334,13 +334,6 @@ async def run_pod(app: App, options: PodOptions) -> int:
     lock = _lock(options)
     async with AsyncExitStack() as stack:
         stack.callback(lock.release)
-        bus = await NatsBus.connect(options.nats)
-        stack.push_async_callback(bus.close)
-        await check_server(bus, options.monitor_url, options.require_sync)
-        defaults = AccountRecord(name=options.account, ttl_s=options.ttl_s) if options.ttl_s else None
-        account, layout = await ensure_account(bus, options.account, defaults=defaults)
-        if previous := lock.last_session():
-            await end_session(bus, options.account, previous, reason="dead", by=options.pod, over_live=True)
         pod: Pod | None = None
 
         def damaged(error: Exception) -> None:
@@ -349,8 +342,15 @@ async def run_pod(app: App, options: PodOptions) -> int:
                 pod.stop(SetupError(f"the local store in {options.data} cannot be used any more ({error}). Nothing is "
                                     f"lost: the next start sets it aside and reads the journal. See to the disk first"))
 
-        store = _open_store(options, damaged)
+        store = _open_store(options, damaged)  # first of all: a directory of somebody else's must change nothing
         stack.callback(store.close)
+        bus = await NatsBus.connect(options.nats)
+        stack.push_async_callback(bus.close)
+        await check_server(bus, options.monitor_url, options.require_sync)
+        defaults = AccountRecord(name=options.account, ttl_s=options.ttl_s) if options.ttl_s else None
+        account, layout = await ensure_account(bus, options.account, defaults=defaults)
+        if previous := lock.last_session():
+            await end_session(bus, options.account, previous, reason="dead", by=options.pod, over_live=True)
         env = await _enter_lifespan(app, stack)
         callbacks = Callbacks(options.threads_max)
         stack.callback(callbacks.close)

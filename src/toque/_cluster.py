@@ -24,6 +24,7 @@ from toque._dev_state import DevState, DirectoryClaim, claim_directory, write_st
 from toque._names import check_account
 from toque._nats_server import NatsServer, PortInUse
 from toque._protocol import AccountRecord
+from toque._server_watch import ServerLog, WriteDeadWatch
 from toque.client import Client
 from toque.errors import AppError, SetupError, ToqueError, Unavailable, UsageError
 from toque.storage.nats_bus import NatsBus
@@ -39,11 +40,8 @@ GRACE_S: Final = 25.0
 GRACE_MARGIN_S: Final = 5.0  # pods get so much longer than their own grace before they are killed
 POLL_S: Final = 0.1  # between two questions for the pods while they start
 WATCH_S: Final = 1.0  # between two looks at the pods' reports and the server's log
-WRITE_DEAD_S: Final = 5.0  # how long pods must report a dead journal before the server is restarted
 WRITE_DEAD_RESTARTS_MAX: Final = 3  # without a healthy report in between: more would not help
 END_SESSION_S_MAX: Final = 3.0
-_LOG_BYTES_MAX: Final = 64 * 1024
-_PROBLEM_MARKS: Final = ("[ERR]", "[WRN]", "[FTL]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,54 +372,6 @@ class DevCluster:
         if self._claim is not None:
             self._claim.release()
         self._ended.set()
-
-
-class ServerLog:
-    """Reads the lines about problems that a nats-server adds to its log, from now on."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._read_to = path.stat().st_size if path.exists() else 0
-
-    def problems(self) -> list[str]:
-        """The new ones: warnings, errors and fatal ones, without time and process id."""
-        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            self._read_to = self._read_to if self._read_to <= size else 0  # the log was begun anew
-            log.seek(max(self._read_to, size - _LOG_BYTES_MAX))
-            text = log.read()
-            whole, _, rest = text.rpartition(b"\n")
-            self._read_to = size - len(rest)
-            lines = whole.decode(errors="replace").splitlines()
-            return [_from_mark(line) for line in lines if any(mark in line for mark in _PROBLEM_MARKS)]
-        return []
-
-
-def _from_mark(line: str) -> str:
-    return line[line.index("["):] if not line.startswith("[") else line[line.index("[", 1):]
-
-
-class WriteDeadWatch:
-    """Decides from the pods' reports when a server that answers takes no writes (protocol rule 26)."""
-
-    def __init__(self) -> None:
-        self.restarts = 0
-        """How often it has said so since all pods were well: more than a few, and a restart does not help."""
-        self._since: float | None = None
-
-    def seen(self, views: Sequence[PodView], now_s: float) -> str:
-        """What the pods complain of, each time they have done so for WRITE_DEAD_S; else "". No reports say nothing."""
-        complaint = next((view.journal for view in views if view.journal != "ok"), "")
-        if not complaint:
-            self._since = None
-            self.restarts = 0 if views else self.restarts
-            return ""
-        self._since = now_s if self._since is None else self._since
-        if now_s - self._since <= WRITE_DEAD_S:
-            return ""
-        self._since = now_s
-        self.restarts += 1
-        return complaint
 
 
 def _checked_port(port: int | None, option: str) -> int | None:

@@ -25,6 +25,7 @@ from toque.errors import (
     InstanceExists,
     OwnerAway,
     QueueFull,
+    SetupError,
     ToqueError,
     UnknownWorkflow,
     UsageError,
@@ -113,8 +114,8 @@ class Creator:
     async def publish(self, creation: Creation, deadline: Deadline, *, unsure: bool = False) -> None:
         """Publish until the outcome is known. `unsure`: an earlier attempt of this very creation may have landed.
 
-        Raises InstanceExists, QueueFull, UnknownWorkflow (nothing was stored), BrokerUnavailable (unknown, or refused
-        with the reason), OwnerAway (stored or not as its text says).
+        Raises InstanceExists, QueueFull, UnknownWorkflow, SetupError (nothing was stored), BrokerUnavailable (unknown,
+        or refused with the reason), OwnerAway (stored or not as its text says).
         """
         pauses = Pauses(self._rng)
         while True:
@@ -140,10 +141,16 @@ class Creator:
             await self.check_unique(creation, deadline)
 
     async def _check_known(self, workflow: str) -> None:
-        """Nobody took the message: because there is no queue, or only because it has no leader just now?"""
+        """Nobody took the message: because there is no queue, or only because it has no leader just now?
+
+        Raises UnknownWorkflow, SetupError (there is no JetStream).
+        """
         try:
             known = await queue_workflows(self._bus, self._account)
-        except (BrokerUnavailable, NoResponders):
+        except NoResponders as error:  # nor does anybody take JetStream's own requests
+            raise SetupError("JetStream does not answer on this NATS server: start nats-server with -js (or a jetstream "
+                             "block in its configuration), and enable it for the account; nothing was stored") from error
+        except BrokerUnavailable:
             return
         if workflow in known:
             return

@@ -15,10 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+from toque import cli
 from toque._children import ChildProcess
 from toque._cluster import DevCluster, pod_environment
 from toque._nats_server import NatsServer
@@ -184,6 +187,24 @@ def toque(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path | Non
                           timeout=timeout_s, check=False)
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+def toque_here(*arguments: str) -> Said:
+    """Run a command in this process: a new one takes a second. Not in an event loop."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = cli.main(arguments)
+    said = Said(code, out.getvalue(), err.getvalue())
+    assert "Traceback" not in said.err, said.err
+    return said
+
+
 class Terminal:
     """`toque dev` in a terminal of its own: a process group that a Ctrl-C reaches as a whole."""
 
@@ -196,6 +217,13 @@ class Terminal:
     @property
     def text(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def wait_for(self, text: str, *, within_s: float = WAIT_S_MAX) -> None:
+        """Block until it has printed this. AssertionError, with all it printed, when it ends or takes too long."""
+        deadline = time.monotonic() + within_s
+        while text not in self.text:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.text
+            time.sleep(POLL_S)
 
     def ctrl_c(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)

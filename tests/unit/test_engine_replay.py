@@ -47,22 +47,21 @@ def test_an_example_runs_to_its_output(example: Example) -> None:
 def test_a_cut_after_any_record_changes_nothing(example: Example, interrupted: bool) -> None:
     """Cut after each accepted record in turn: the output is the same, and no checkpointed callback is entered again."""
 
-    async def story() -> None:
-        whole = await uncut(example)
-        for records in range(1, len(whole.records)):
-            host = EngineHost(example.flow, PARAMS, env=Recorder())
-            host.create()
-            await host.cut_after(records, interrupted=interrupted)
-            done, entries = done_steps(host), len(host.env.entries)
-            host.load()
+    async def story(records: int) -> None:
+        host = EngineHost(example.flow, PARAMS, env=Recorder())
+        host.create()
+        await host.cut_after(records, interrupted=interrupted)
+        done, entries = done_steps(host), len(host.env.entries)
+        host.load()
 
-            assert await host.output() == example.output, f"cut after {records} records"
-            again = {entry[:2] for entry in host.env.entries[entries:]}
-            assert not again & done, f"cut after {records} records"
-            if example.same_order:
-                assert host.outcomes == whole.outcomes, f"cut after {records} records"
+        assert await host.output() == example.output
+        assert not {entry[:2] for entry in host.env.entries[entries:]} & done
+        if example.same_order:
+            assert host.outcomes == whole.outcomes
 
-    play(story)
+    whole = play(lambda: uncut(example))
+    for records in range(1, len(whole.records)):
+        play(lambda records=records: story(records))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)

@@ -67,6 +67,11 @@ async def queues(connection: Connection, output: OutputOption = Format.TABLE,
     """
     async with connection.client() as client:
         reports = await client.queues(count_stations=by_station)
+        unserved = {report.workflow for report in await client.workflows() if not report.served}
+    for report in reports:
+        if report.queued and report.workflow in unserved:
+            say(f"no pod serves the workflow {report.workflow!r}: what is queued waits until one does; start one with "
+                f"`toque worker APP --account {connection.account}`")
     empty = NO_PODS.format(account=connection.account)
     if by_station:
         columns = ["workflow", "station", "owner", "queued", "committed", "lag", "prefetched", "instances"]
