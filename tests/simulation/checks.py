@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from simulation.world import World
+
 from toque._subjects import StationId
 from toque.sim.node import PodNode
 from toque.storage import fold
