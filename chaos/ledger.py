@@ -324,8 +324,8 @@ class AsyncLedgerClient:
     @asynccontextmanager
     async def inside(self, context: CallbackContext) -> AsyncIterator[None]:
         """Report the body as one visit of the callback; its exit is reported even while being cancelled."""
-        await self.enter(context)
         try:
+            await self.enter(context)
             yield
         except BaseException as exc:
             await self.exit(context, type(exc).__name__)

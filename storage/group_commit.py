@@ -11,8 +11,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Protocol
 
-import structlog
-
+from toque._logging import get_logger
 from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage.journal import Journal, JournalHalted
@@ -29,7 +28,7 @@ from toque.storage.records import (
     join_records,
 )
 
-_log = structlog.get_logger("toque.commit")
+_log = get_logger("toque.commit")
 
 STORE_LAG_MAX_S = 1.0
 STORE_LAG_POLL_S = 0.005
@@ -76,7 +75,7 @@ class GroupCommit:
         self._pending_bytes = 0
         self._busy = False  # a group is in flight, or about to be sent
         self._closed = False
-        self._sealed = False  # the epoch's last record is in: nothing may follow it
+        self._sealed: asyncio.Future[None] | None = None  # of the epoch's last record: nothing may follow it
         self._sender: asyncio.Task[None] | None = None
         self._on_room: list[Callable[[], None]] = []
 
@@ -96,7 +95,7 @@ class GroupCommit:
 
     def add(self, record: Record, listener: Listener) -> None:
         """Append the record to the pending group. After `seal` it is dropped: its listener never hears of it."""
-        if self._sealed:
+        if self._sealed is not None:
             return
         encoded = encode_record(record)
         self._pending.append((encoded, record, listener))
@@ -119,18 +118,11 @@ class GroupCommit:
         self.add(record, acceptance)
         return acceptance.future
 
-    async def drained(self) -> None:
-        """Wait until nothing is pending."""
-        while not self.idle and not self._closed:
-            room = asyncio.Event()
-            self.when_room(room.set)
-            await room.wait()
-
     def seal(self, record: Record) -> asyncio.Future[None]:
-        """Add the epoch's last record; the future tells its acceptance."""
-        accepted = self.submit(record)
-        self._sealed = True
-        return accepted
+        """Add the epoch's last record; the future tells its acceptance. Once sealed it is that of the first call."""
+        if self._sealed is None:
+            self._sealed = self.submit(record)
+        return self._sealed
 
     def close(self) -> None:
         """Send nothing more. A group in flight stays so: its outcome is the next claim's to see."""

@@ -14,8 +14,7 @@ from asyncio import events
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, NoReturn
 
-import structlog
-
+from toque._logging import get_logger
 from toque.errors import MisuseError
 
 TURN_CALLBACKS_MAX = 250_000  # between two steps; then run() is said to spin (a quarter of a second)
@@ -26,7 +25,7 @@ _REMEDY = ("Put it into a step: `await step.do(\"name\", fn)`, or `await step.sl
            "pause.")
 _FOREIGN_WORDS = ("attached to a different loop", "bound to a different event loop", "is bound to a different loop")
 
-_log = structlog.get_logger("toque.engine")
+_log = get_logger("toque.engine")
 
 
 class _Handle(asyncio.Handle):

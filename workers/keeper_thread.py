@@ -111,7 +111,7 @@ class KeeperThread:
             self._post(_resolve, self._opened)
             watch = asyncio.create_task(self._watch())
             await keeper.run()
-            while self._session.lost and self._callbacks.inside:  # fenced, and not out of the callbacks yet
+            while self._session.lost and not self._session.quiet and self._callbacks.inside:  # fenced, not out yet
                 await asyncio.sleep(WATCH_S)
             await asyncio.sleep(0)
             if keeper.leaving is not None:
@@ -124,7 +124,7 @@ class KeeperThread:
         while True:
             await asyncio.sleep(WATCH_S)
             now = self._clock.boottime()
-            if now >= self._session.expires_at and self._callbacks.inside:
+            if now >= self._session.expires_at and self._callbacks.inside and not self._session.quiet:
                 _log.error("a callback outlived its session: the process ends", callbacks=self._callbacks.inside)
                 sys.stderr.flush()
                 os._exit(EXIT_FENCED)

@@ -10,7 +10,8 @@ from typing import Any
 async def within(awaitable: Awaitable[Any], seconds: float) -> bool:
     """Wait at most so long. True when it came, False when the time was over (what was awaited is cancelled then)."""
     try:
-        await asyncio.wait_for(awaitable, seconds)
+        async with asyncio.timeout(seconds):  # not wait_for: before Python 3.12 that may swallow a cancellation
+            await awaitable
     except TimeoutError:
         return False
     return True

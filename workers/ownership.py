@@ -92,10 +92,7 @@ class Ownership:
             live[mine.id] = mine.record
         able = max((len(record.workflows) for record in live.values()), default=0)
         pods = [session for session, record in live.items() if len(record.workflows) == able]
-        owners: dict[StationId, str] = {}
-        for session, record in live.items():
-            for text in record.stations:
-                owners[StationId.parse(text)] = session
+        owners = _owners(live)
         for station in self.stations:
             owners[station] = mine.id
         return spread(self.all_stations(), pods, owners), live
@@ -252,9 +249,9 @@ class Ownership:
         self.leaving = True
         for task in list(self._moving.values()):
             task.cancel()
-        others = [record.session for record in self._context.control.live_sessions()
-                  if record.session != self._context.session.id and not record.leaving]
-        targets = spread(self.all_stations(), others, {})
+        others = {record.session: record for record in self._context.control.live_sessions()
+                  if record.session != self._context.session.id and not record.leaving}
+        targets = spread(self.all_stations(), others, _owners(others))  # as the others see it: see _wanted
         await asyncio.gather(*(
             self._hand_over(held, targets.get(held.id, ""), patience_s, ending=True)
             for held in list(self.stations.values())
@@ -293,6 +290,10 @@ class Ownership:
         if answers is not None:
             await answers.close()
         self._on_change()
+
+
+def _owners(live: dict[str, SessionRecord]) -> dict[StationId, str]:
+    return {StationId.parse(text): session for session, record in live.items() for text in record.stations}
 
 
 async def _sweep(gatekeeper: Gatekeeper) -> None:

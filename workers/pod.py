@@ -114,6 +114,7 @@ class Pod:
         self._stopping = asyncio.Event()
         self._fatal: ToqueError | None = None
         self._halted = ""
+        self._sessionless = ""  # why there is no session, when a lost one could not be followed by another yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._session_tasks: set[asyncio.Task[None]] = set()
         slots = Slots(may_start=lambda: self.context.may_start())
@@ -228,12 +229,15 @@ class Pod:
             await self.ownership.drop_all()
         while context.callbacks.inside:
             await asyncio.sleep(QUIET_S)  # the keeper ends the process if they outlive the session
+        old.quiet = True  # callbacks inside from here on are the next session's
         while not self._stopping.is_set():
             try:
                 await end_session(context.bus, context.account, old.id, reason="lost", by=old.id, over_live=True)
                 await self._open_session()
+                self._sessionless = ""
                 return
             except (BusTimeout, BusError, NoResponders, Unavailable) as error:
+                self._sessionless = f"no new session can be opened: {error}"
                 _log.info("no new session yet", why=str(error))
                 await asyncio.sleep(REOPEN_S)
 
@@ -319,7 +323,7 @@ class Pod:
             stations=sorted(map(str, self.ownership.stations)) if self.ownership else [],
             slots_leased=self._leasing.leased, slots_in_use=context.slots.in_use, slots_wanted=self._leasing.wanted,
             loop_lag_ms=round(context.loop_lag_s * 1000, 1), workflows=context.session.record.workflows,
-            started_at=context.started_at, journal=context.journal.trouble or self._halted or "ok",
+            started_at=context.started_at, journal=context.journal.trouble or self._halted or self._sessionless or "ok",
             threads_in_use=context.callbacks.threads_inside, pid=os.getpid(), host=socket.gethostname(),
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         context.bus.respond(message, encode(view, json=is_json(message.data)))

@@ -54,6 +54,7 @@ class Session:
         self.deadline = float("-inf")  # nothing is entered, committed, granted or answered from here on
         self.expires_at = float("inf")  # the process exits here if anything still runs
         self.lost = False
+        self.quiet = False  # it was lost, and every callback that was entered under it has left
 
     @property
     def id(self) -> str:

@@ -98,30 +98,35 @@ class Station:
         self.frozen = True
         give_up = self._loop.time() + patience_s
         while not self.closed:
-            if self.inside and self._loop.time() < give_up:
-                await asyncio.sleep(QUIET_POLL_S)
-            elif self.inside and ending:
+            late = self._loop.time() >= give_up
+            if not self.inside and self.commits.idle:
+                break
+            if late and ending:
                 return False  # still frozen: what was entered in the last moments would only be cut
-            elif self.inside and self.callbacks_in_threads:
+            if late and self.callbacks_in_threads:
                 self._unfreeze()
                 return False
-            elif not self.inside and self.commits.idle:
-                break
-            elif self.inside:
-                for engine in self.engines.values():
-                    if engine.inside:
-                        engine.cut()
-                await asyncio.sleep(QUIET_POLL_S)
-            else:
-                await self.commits.drained()
+            if late:
+                self._cut_callbacks()
+            await asyncio.sleep(QUIET_POLL_S)
         if self.closed:
             return False
         before_release()
         for engine in self.engines.values():
             engine.cut()
-        await self.commits.seal(r.Released(0, 0, 0, self.now_ms(), successor))
+        released = self.commits.seal(r.Released(0, 0, 0, self.now_ms(), successor))
+        while not released.done():
+            late = ending and self._loop.time() >= give_up
+            if self.closed or late:
+                return False  # the journal has not taken it: it may be there all the same, the next claim will see
+            await asyncio.wait({released}, timeout=QUIET_POLL_S)
         await self.close()
         return True
+
+    def _cut_callbacks(self) -> None:
+        for engine in self.engines.values():
+            if engine.inside:
+                engine.cut()
 
     @property
     def callbacks_in_threads(self) -> bool:

@@ -27,7 +27,8 @@ class Load:
         self._callback_ms = callback_ms
         self._log: Path = stack.directory / "ops.jsonl"
         self._history = History(self._log)
-        self.ids: list[str] = []
+        self._last = -1
+        self.ids: list[str] = []  # of the creations that were acknowledged
 
     async def create(self, client: Client, count: int, *, limit: int) -> None:
         """Set the account's limit, then create instances in a batch; each is acknowledged when this returns."""
@@ -38,6 +39,7 @@ class Load:
         for op, result in zip(ops, await client.create_batch(WORKFLOW, items), strict=True):
             assert result.error is None, f"{result.id}: {result.error}"
             self._history.ok(op)
+            self.ids.append(result.id)
 
     async def create_one(self, client: Client, *, timeout: str = "30 seconds") -> bool:
         """Create one more; whether it was acknowledged. The log has the outcome either way."""
@@ -48,6 +50,7 @@ class Load:
         except ToqueError as error:
             self._stack.say(f"creation of {id_}: {error}")
             return False
+        self.ids.append(id_)
         return True
 
     async def until_left(self, callbacks: int) -> None:
@@ -89,8 +92,8 @@ class Load:
         assert seen == sorted((id_, step) for id_ in self.ids for step in STEPS)
 
     def _new_id(self) -> str:
-        self.ids.append(f"order-{len(self.ids):05}")
-        return self.ids[-1]
+        self._last += 1
+        return f"order-{self._last:05}"
 
     def _order(self, id_: str) -> Order:
         return Order(int(id_.removeprefix("order-")), self._callback_ms)

@@ -108,6 +108,8 @@ class EngineHost:
         self.time_known = True
         self.behind_ms = 0  # how far `now_ms` may be behind the broker's true time
         self.jitter = 0.5
+        self.accept_delay_s: Callable[[], float] = lambda: 0.0
+        self.group_max: Callable[[], int] = lambda: 1_000_000
         self.accept_until: int | None = None  # no more records than so many are accepted; then `reached` is set
         self.reached = asyncio.Event()
         self._at_gate: list[Engine] = []
@@ -129,7 +131,7 @@ class EngineHost:
         self.pending.append((record, engine))
         if not self.by_hand and not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._accept_all)
+            self._loop.call_later(self.accept_delay_s(), self._accept_all)
 
     def now_ms(self) -> int:
         return int(self._clock() * 1000) - self.behind_ms
@@ -144,6 +146,7 @@ class EngineHost:
         return self.jitter
 
     def may_enter(self) -> bool:
+        assert not self.pending, "a gate is read, to enter a callback, before everything is accepted"
         return self.gate_open and self.deadline_ahead
 
     def in_time(self) -> bool:
@@ -310,9 +313,15 @@ class EngineHost:
 
     def _accept_all(self) -> None:
         self._scheduled = False
-        count = None if self.accept_until is None else max(0, self.accept_until - len(self.records))
-        if self.pending and count != 0:
+        count = self.group_max()
+        if self.accept_until is not None:
+            count = max(0, min(count, self.accept_until - len(self.records)))
+        left = len(self.pending) > count > 0
+        if self.pending and count:
             self.accept(count)
+        if left and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_later(self.accept_delay_s(), self._accept_all)
         if self.accept_until is not None and len(self.records) >= self.accept_until:
             self.reached.set()
 

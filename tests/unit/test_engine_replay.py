@@ -225,7 +225,7 @@ class FailsBesideSuccess(Workflow[int, list[str]]):
             await step.do("good", self.env.identity)
             return "succeeding " + await step.do("x", self.env.identity)
 
-        results = await asyncio.gather(follower(), succeeding(), failing())
+        results = await asyncio.gather(follower(), failing(), succeeding())
         return [str(result) for result in results]
 
 

@@ -77,7 +77,8 @@ class LoopKeeper:
         """End the process when a callback has outlived the session."""
         while True:
             await asyncio.sleep(WATCH_S)
-            if self._node.clock.boottime() >= self._session.expires_at and self._node.callbacks.inside:
+            late = self._node.clock.boottime() >= self._session.expires_at and not self._session.quiet
+            if late and self._node.callbacks.inside:
                 self._node.exit_code = EXIT_FENCED
                 self._node.kill()
 
