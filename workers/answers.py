@@ -108,7 +108,15 @@ class Answers:
             request = decode(message.data or b"{}", type=shape)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             return Answer(self._epoch, "refused", f"the request cannot be read: {error}")
+        if isinstance(request, InstanceRequest) and not self._is_at_home(request.id):
+            return Answer(self._epoch, "moved", f"the id {request.id!r} does not belong to station {self._station.id}")
         return await serve(request, json)
+
+    def _is_at_home(self, instance_id: str) -> bool:
+        """Whether the id belongs to this station; another one may not say "not found" of it (protocol rule 24)."""
+        stations = dict(self._context.control.layout.generations)
+        generation, number = self._station.id
+        return number == subjects.station_number(instance_id, stations[generation])
 
     @property
     def _epoch(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from toque.chaos.kill_pods import set_limit
 from toque.chaos.ledger import EXIT
 from toque.chaos.ledger_checks import InstanceKey, Ledgered, check_c1, check_c2, check_c3, check_e1, check_ledger
 from toque.client import Client, NewInstance
-from toque.errors import ToqueError
+from toque.errors import InstanceNotFound, ToqueError
 
 ASKED_AT_ONCE = 100
 
@@ -29,6 +30,7 @@ class Load:
         self._history = History(self._log)
         self._last = -1
         self.ids: list[str] = []  # of the creations that were acknowledged
+        self._unsure: list[str] = []  # of those that may have been stored
 
     async def create(self, client: Client, count: int, *, limit: int) -> None:
         """Set the account's limit, then create instances in a batch; each is acknowledged when this returns."""
@@ -49,6 +51,7 @@ class Load:
                 await client.create(WORKFLOW, self._order(id_), id=id_, timeout=timeout)
         except ToqueError as error:
             self._stack.say(f"creation of {id_}: {error}")
+            self._unsure.append(id_)
             return False
         self.ids.append(id_)
         return True
@@ -62,7 +65,7 @@ class Load:
         await eventually(left)
 
     async def results(self, client: Client, *, within_s: float = 60.0) -> None:
-        """Wait for the end of all of them."""
+        """Wait for the end of all of them; of those that are not known to exist, if they do."""
         places = asyncio.Semaphore(ASKED_AT_ONCE)
 
         async def result_of_one(id_: str) -> None:
@@ -71,8 +74,12 @@ class Load:
                     op.value = str(await client.handle(WORKFLOW, id_).result())
                     op.status = COMPLETE
 
+        async def result_if_it_exists(id_: str) -> None:
+            with contextlib.suppress(InstanceNotFound):
+                await result_of_one(id_)
+
         async with asyncio.timeout(within_s):
-            await asyncio.gather(*map(result_of_one, self.ids))
+            await asyncio.gather(*map(result_of_one, self.ids), *map(result_if_it_exists, self._unsure))
 
     def assert_nothing_lost(self, ledger: Ledgered | None = None) -> None:
         """C1, C2, C3 and E1 hold for all of it, judged from the ledger and the log."""

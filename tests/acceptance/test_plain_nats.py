@@ -335,6 +335,17 @@ def test_an_unknown_workflow_reaches_nobody(cluster: Cluster, raw: RawNats) -> N
     assert raw.create("ada", b'{"name": "Ada"}', workflow="nothere").no_responders
 
 
+def test_another_station_sends_a_question_on(cluster: Cluster, raw: RawNats) -> None:
+    """Only the owner of an id's station may say "not found": a neighbour answers that it has moved."""
+    neighbour = (station_number("nobody", STATIONS) + 1) % STATIONS
+    question = b'{"workflow": "greet", "id": "nobody"}'
+
+    answer = raw.request(f"toque.main.station.1.{neighbour}.status", question).json
+
+    assert answer["code"] == "moved"
+    assert raw.ask("status", "nobody")["code"] == "not_found"
+
+
 def test_a_bad_message_blocks_nobody(cluster: Cluster, raw: RawNats) -> None:
     """Behind a parked message of the same station the next creation runs."""
     bad = "50%"

@@ -209,9 +209,8 @@ def test_a_healed_instance_can_be_held_again_for_the_same_reason() -> None:
         host = await changed_to(Renamed)
         host.crash()
         host.load(Original)
-        while host.engine is not None:
-            await asyncio.sleep(0)
-        host.crash()
+        await host.cut_after(len(host.records) + 2)  # it is woken, and its sleep is over
+        assert host.outcomes[-1] == ("SleepDone", "nap", 1)
         host.load(Renamed)
         await host.held()
 
@@ -358,26 +357,24 @@ def test_a_step_added_in_parallel_fits() -> None:
     play(story)
 
 
-def test_a_held_instance_can_be_terminated() -> None:
-    """While it is in memory still, and read back."""
+@pytest.mark.parametrize("read_back", [True, False], ids=["read back", "still in memory"])
+def test_a_held_instance_can_be_terminated(read_back: bool) -> None:
+    """Whether it has left memory or not."""
 
-    async def story(read_back: bool) -> None:
+    async def story() -> None:
         host = await in_the_sleep()
         host.crash()
-        host.evicts = False
-        host.by_hand = True
         host.load(Renamed)
-        while host.pending or host.engine is None:
-            host.pending and host.accept(1)
-            await asyncio.sleep(1)
-        engine = host.engine
+        host.by_hand = True
+        await asyncio.sleep(4000)
         if read_back:
+            host.accept()
             host.crash()
-            engine = host.read_back()
-        assert engine is not None
-        engine.terminate()
+            host.read_back()
+        assert host.engine is not None
+        host.engine.terminate()
         host.accept()
 
         assert (await host.ended()).status is r.Status.TERMINATED
 
-    play(lambda: story(True))
+    play(story)

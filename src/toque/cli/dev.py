@@ -194,7 +194,7 @@ def banner(cluster: DevCluster, options: DevOptions, app: AppReport) -> list[str
 
 
 def next_command(url: str, options: DevOptions, workflow: str) -> str:
-    """A command that works in another terminal; clients find the default directory by themselves."""
+    """A command for another terminal; clients find the default directory by themselves."""
     server = "" if options.directory == DEFAULT_DIRECTORY else f" --nats {url}"
     account = "" if options.account == "main" else f" --account {options.account}"
-    return f"toque trigger {workflow} '{{}}' --wait{server}{account}"
+    return f"toque trigger {workflow} 'PARAMS IN JSON' --wait{server}{account}"

@@ -1,0 +1,65 @@
+"""Broker time is never ahead of the broker."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toque.workers.broker_time import ERROR_MAX_S, SAMPLE_AGE_MAX_S, BrokerTime
+
+BROKER_AHEAD_MS = 1_000_000
+
+
+class HandClock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def boottime(self) -> float:
+        return self.now
+
+
+@given(way_out_s=st.floats(0, 0.2), way_back_s=st.floats(0, 0.2), later_s=st.floats(0, 5))
+def test_now_is_behind_the_broker_by_the_way_back_at_most(way_out_s: float, way_back_s: float, later_s: float) -> None:
+    """E5: whatever the way of a sample took, the time that timers see is not ahead, and behind by its bound at most."""
+    clock = HandClock()
+    time = BrokerTime(clock)
+    sent = clock.now
+    server_ms = BROKER_AHEAD_MS + int((sent + way_out_s) * 1000)
+    clock.now = sent + way_out_s + way_back_s
+    time.sample(sent=sent, received=clock.now, server_ms=server_ms)
+
+    clock.now += later_s
+
+    truth = BROKER_AHEAD_MS + clock.now * 1000
+    assert truth - (way_out_s + way_back_s) * 1000 - 2 <= time.now_ms() <= truth
+
+
+def test_without_a_good_sample_it_is_not_ready() -> None:
+    """A pod that cannot bound the time to half a second fires nothing."""
+    clock = HandClock()
+    time = BrokerTime(clock)
+    assert not time.ready
+
+    clock.now += ERROR_MAX_S + 0.1
+    time.sample(sent=100.0, received=clock.now, server_ms=0)
+    assert not time.ready
+
+    time.sample(sent=clock.now, received=clock.now, server_ms=0)
+    assert time.ready
+    clock.now += SAMPLE_AGE_MAX_S + 0.1
+    assert not time.ready
+
+
+def test_time_does_not_go_back() -> None:
+    """A worse sample later gives no earlier time."""
+    clock = HandClock()
+    time = BrokerTime(clock)
+    time.sample(sent=100.0, received=100.0, server_ms=5_000)
+    before = time.now_ms()
+
+    clock.now = 106.0
+    time.sample(sent=105.8, received=106.0, server_ms=10_900)
+
+    assert time.now_ms() >= before
