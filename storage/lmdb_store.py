@@ -94,6 +94,28 @@ class LmdbTables:
                     cursor.delete()
 
 
+class _WatchedTables:
+    """The tables as the pod's loop reads them: it is told of damage, once, beside the error that the reader gets."""
+
+    def __init__(self, tables: LmdbTables, failed: Callable[[Exception], None]) -> None:
+        self._tables = tables
+        self._failed = failed
+
+    def get(self, table: int, key: bytes) -> bytes | None:
+        try:
+            return self._tables.get(table, key)
+        except (lmdb.Error, StoreDamaged) as error:
+            self._failed(error)
+            raise
+
+    def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        try:
+            return self._tables.scan(table, prefix, start, limit)
+        except (lmdb.Error, StoreDamaged) as error:
+            self._failed(error)
+            raise
+
+
 def _seal(key: bytes, value: bytes) -> bytes:
     return zlib.crc32(value, zlib.crc32(key)).to_bytes(4, "big") + value
 
@@ -164,7 +186,7 @@ class LmdbStore(FoldedReaders):
         self._loop = asyncio.get_running_loop()
         self._environment, self.set_aside_to = open_environment(directory, account, pod)
         self.tables = LmdbTables(self._environment)
-        super().__init__(self.tables)
+        super().__init__(_WatchedTables(self.tables, self._fail))
         self._account, self._pod = account, pod
         self._on_damage = on_damage
         self._damaged = False
@@ -247,9 +269,10 @@ class LmdbStore(FoldedReaders):
             self._loop.call_soon_threadsafe(_call_all, callbacks)
 
     def _fail(self, error: Exception) -> None:
-        """Nothing more is folded; what waits for it is woken by the damage report."""
-        self._damaged = True
-        self._loop.call_soon_threadsafe(self._on_damage, error)
+        """The environment is not closed as a clean one; what waits for a fold is woken by the damage report."""
+        if not self._damaged:
+            self._damaged = True
+            self._loop.call_soon_threadsafe(self._on_damage, error)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -74,6 +74,7 @@ class Gatekeeper:
                  respond: Callable[[Message, bytes], None], nudge: Callable[[], None],
                  in_time: Callable[[], bool]) -> None:
         self._book = _Book(dict(leases))
+        self._accepted: dict[str, asyncio.Future[None]] = {}  # by session: the acceptance of its last record
         self._control = control
         self._clock = clock
         self._epoch = epoch
@@ -107,14 +108,11 @@ class Gatekeeper:
             return  # an old request, delivered late
         self._book.appetites[request.session] = Appetite(request.demand, max(request.wanted, request.demand))
         slots, target = self._decide(request, lease.slots)
-        if slots == lease.slots:
-            self._answer(message, LeaseAnswer(self._epoch, slots, target))
-            return
         self._book.leases[request.session] = LeaseRow(request.number, slots)
-        record = Lease(0, 0, 0, self._now_ms(), request.session, request.number, slots)
-        accepted = self._commit(record)
-        answer = LeaseAnswer(self._epoch, slots, target)
-        accepted.add_done_callback(lambda done: None if done.cancelled() else self._answer(message, answer))
+        if slots != lease.slots:
+            record = Lease(0, 0, 0, self._now_ms(), request.session, request.number, slots)
+            self._accepted[request.session] = self._commit(record)
+        self._answer_when_accepted(message, request.session, LeaseAnswer(self._epoch, slots, target))
         if slots < lease.slots:
             self._nudge_hungry()
 
@@ -146,6 +144,7 @@ class Gatekeeper:
             if self._may_free(session):
                 del self._book.leases[session]
                 self._book.appetites.pop(session, None)
+                self._accepted.pop(session, None)
                 self._commit(LeaseEnded(0, 0, 0, self._now_ms(), session))
                 freed = True
         if freed:
@@ -167,6 +166,14 @@ class Gatekeeper:
         if any(appetite.wanted > self._book.leases.get(session, LeaseRow(0, 0)).slots
                for session, appetite in self._book.appetites.items()):
             self._nudge()
+
+    def _answer_when_accepted(self, message: Message, session: str, answer: LeaseAnswer) -> None:
+        """The session's last record may still be on its way, though this request changed nothing."""
+        accepted = self._accepted.get(session)
+        if accepted is None or accepted.done():
+            self._answer(message, answer)
+        else:
+            accepted.add_done_callback(lambda done: None if done.cancelled() else self._answer(message, answer))
 
     def _answer(self, message: Message, answer: LeaseAnswer) -> None:
         if message.reply and self._in_time():

@@ -1,4 +1,7 @@
-"""Fixtures of the acceptance tests: real processes, a real server, a ledger that the callbacks report to."""
+"""Fixtures of the acceptance tests: real processes, a real server, a ledger that the callbacks report to.
+
+With TOQUE_FULL=1 they run at full length: tests marked `slow`, and the long form of those that have a short one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from acceptance.stack import Stack
+from acceptance.stack import FULL, Stack
 
 from toque.chaos.ledger import Ledger
 
 LOG_LINES_SHOWN = 400
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") is not None and not FULL:
+            item.add_marker(pytest.mark.skip(reason="takes long: TOQUE_FULL=1 runs it"))
 
 
 @pytest.hookimpl(hookwrapper=True)

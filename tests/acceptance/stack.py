@@ -32,6 +32,7 @@ from toque.errors import SetupError
 
 T = TypeVar("T")
 
+FULL = os.environ.get("TOQUE_FULL", "") not in ("", "0")
 APPS = Path(__file__).parent / "apps"
 WORK = "toque.chaos.five_steps"
 WAIT_S_MAX = 30.0

@@ -76,9 +76,9 @@ def test_a_full_disk_loses_nothing(stack: Stack, small_disk: Path, run_async) ->
             await load.until_left(200)
 
             await eventually(lambda: full_and_shown(small_disk, server.url))
-            await asyncio.gather(*(load.create_one(client, timeout="3 seconds") for _ in range(4)))
+            await asyncio.gather(*(load.create_one(client, timeout="1 second") for _ in range(4)))
             with pytest.raises(BrokerUnavailable):
-                await client.create("echo", LARGE, id="large", timeout="3 seconds")
+                await client.create("echo", LARGE, id="large", timeout="1 second")
             await eventually(lambda: stack.said("session over", "one") and stack.said("session over", "two"))
             entered = len(stack.ledgered().visits)
             (small_disk / FILLER).unlink()

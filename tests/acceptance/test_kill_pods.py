@@ -1,6 +1,6 @@
 """kill -9 of pods at random, judged from the ledger and the client's own log: C1, C2, C3, E1, E3, L1 and R5 hold.
 
-TOQUE_CHAOS_SEED repeats a run; TOQUE_CHAOS_FULL=1 runs the form without a supervisor at its full length.
+TOQUE_CHAOS_SEED repeats a run; TOQUE_FULL=1 runs the form without a supervisor at its full length.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import signal
 
 import pytest
-from acceptance.stack import Stack
+from acceptance.stack import FULL, Stack
 
 from toque.chaos.kill_pods import KillPods, Outcome, kill_pods
 from toque.client import Client
@@ -20,7 +20,6 @@ pytestmark = pytest.mark.timeout(240)
 
 TTL_S = 5.0
 WITHIN_S = TTL_S + 2.0
-FULL = os.environ.get("TOQUE_CHAOS_FULL", "") not in ("", "0")
 
 
 def seed() -> int:
@@ -49,7 +48,7 @@ def test_five_kills_lose_nothing_and_repeat_nothing(stack: Stack, run_async) -> 
 def test_a_death_that_nobody_sees_costs_the_ttl(stack: Stack, run_async) -> None:
     """Without a supervisor nobody ends the dead session: the others find out by themselves, within TTL + 2 s.
 
-    Short form: 400 instances and 2 kills; with TOQUE_CHAOS_FULL=1 1,000 instances and 5 kills.
+    Short form: 400 instances and 2 kills; with TOQUE_FULL=1 1,000 instances and 5 kills.
     """
     instances, kills = (1000, 5) if FULL else (400, 2)
     options = KillPods(seed=seed(), within_s=WITHIN_S, instances=instances, kills=kills, limit=16, callback_ms=100)

@@ -1,4 +1,4 @@
-"""Broker time is never ahead of the broker."""
+"""Broker time: never ahead of the server's clock, never going back, and known to be unknown (protocol rule 10)."""
 
 from __future__ import annotations
 
@@ -7,59 +7,106 @@ from hypothesis import strategies as st
 
 from toque.workers.broker_time import ERROR_MAX_S, SAMPLE_AGE_MAX_S, BrokerTime
 
-BROKER_AHEAD_MS = 1_000_000
+SERVER_MS = 1_800_000_000_000
 
 
-class HandClock:
+class Hand:
     """A clock that is set by hand."""
 
-    def __init__(self) -> None:
-        self.now = 100.0
+    def __init__(self, now=100.0):
+        self.now = now
 
-    def boottime(self) -> float:
+    def boottime(self):
         return self.now
 
 
-@given(way_out_s=st.floats(0, 0.2), way_back_s=st.floats(0, 0.2), later_s=st.floats(0, 5))
-def test_now_is_behind_the_broker_by_the_way_back_at_most(way_out_s: float, way_back_s: float, later_s: float) -> None:
-    """E5: whatever the way of a sample took, the time that timers see is not ahead, and behind by its bound at most."""
-    clock = HandClock()
-    time = BrokerTime(clock)
+def sampled(clock, time, *, way_there=0.01, way_back=0.01, server_ms=SERVER_MS):
+    """A request that took its time both ways; the server answered in between."""
     sent = clock.now
-    server_ms = BROKER_AHEAD_MS + int((sent + way_out_s) * 1000)
-    clock.now = sent + way_out_s + way_back_s
+    clock.now += way_there + way_back
     time.sample(sent=sent, received=clock.now, server_ms=server_ms)
 
-    clock.now += later_s
 
-    truth = BROKER_AHEAD_MS + clock.now * 1000
-    assert truth - (way_out_s + way_back_s) * 1000 - 2 <= time.now_ms() <= truth
+def test_nothing_is_known_before_the_first_sample():
+    """Unready: nothing fires."""
+    assert not BrokerTime(Hand()).ready
 
 
-def test_without_a_good_sample_it_is_not_ready() -> None:
-    """A pod that cannot bound the time to half a second fires nothing."""
-    clock = HandClock()
+def test_it_goes_on_with_the_pods_own_clock():
+    """Between samples the pod's clock carries it."""
+    clock = Hand()
     time = BrokerTime(clock)
-    assert not time.ready
-
-    clock.now += ERROR_MAX_S + 0.1
-    time.sample(sent=100.0, received=clock.now, server_ms=0)
-    assert not time.ready
-
-    time.sample(sent=clock.now, received=clock.now, server_ms=0)
+    sampled(clock, time)
     assert time.ready
-    clock.now += SAMPLE_AGE_MAX_S + 0.1
-    assert not time.ready
+    at = time.now_ms()
+
+    clock.now += 2.5
+
+    assert time.now_ms() == at + 2_500
 
 
-def test_time_does_not_go_back() -> None:
-    """A worse sample later gives no earlier time."""
-    clock = HandClock()
+@given(st.lists(st.tuples(st.floats(0, 0.4), st.floats(0, 0.4), st.floats(0.1, 3)), min_size=1, max_size=8))
+def test_it_is_never_ahead_of_the_server(exchanges):
+    """Whatever the ways took: a timer that waits for it is never early. It is behind by the error at most."""
+    clock = Hand()
     time = BrokerTime(clock)
-    time.sample(sent=100.0, received=100.0, server_ms=5_000)
+    for way_there, way_back, pause in exchanges:
+        sampled(clock, time, way_there=way_there, way_back=way_back,
+                server_ms=int(SERVER_MS + (clock.now + way_there) * 1000))
+        clock.now += pause
+        true_ms = SERVER_MS + clock.now * 1000
+
+        assert time.now_ms() <= true_ms + 1e-3
+        assert time.now_ms() >= true_ms - time.error_s * 1000 - 2
+
+
+def test_it_never_goes_back():
+    """A worse sample, or a server whose clock was set back, must not let a time come twice."""
+    clock = Hand()
+    time = BrokerTime(clock)
+    sampled(clock, time)
     before = time.now_ms()
 
-    clock.now = 106.0
-    time.sample(sent=105.8, received=106.0, server_ms=10_900)
+    sampled(clock, time, server_ms=SERVER_MS - 60_000)
 
     assert time.now_ms() >= before
+
+
+def test_a_wide_bound_is_not_ready():
+    """Above 0.5 s nothing fires: an answer may have been made any time within it."""
+    clock = Hand()
+    time = BrokerTime(clock)
+
+    sampled(clock, time, way_back=ERROR_MAX_S + 0.1)
+    assert not time.ready
+
+    sampled(clock, time)
+    assert time.ready
+
+
+def test_an_old_sample_is_not_ready():
+    """The clocks drift apart: without samples the bound is lost."""
+    clock = Hand()
+    time = BrokerTime(clock)
+    sampled(clock, time)
+
+    clock.now += SAMPLE_AGE_MAX_S - 0.1
+    assert time.ready
+    clock.now += 0.2
+    assert not time.ready
+
+
+def test_a_worse_sample_does_not_replace_a_fresh_better_one():
+    """The tighter bound is kept while it is fresh, then any sample is better than none."""
+    clock = Hand()
+    time = BrokerTime(clock)
+    sampled(clock, time)
+    tight = time.error_s
+
+    clock.now += 1
+    sampled(clock, time, way_back=0.3)
+    assert time.error_s == tight
+
+    clock.now += SAMPLE_AGE_MAX_S
+    sampled(clock, time, way_back=0.3)
+    assert time.error_s > tight

@@ -170,6 +170,16 @@ def test_imports_are_absolute() -> None:
     assert [named(path) for path in sources() if any(level > 0 for level, _ in imports(path))] == []
 
 
+def test_chaos_uses_what_users_can_use() -> None:
+    """Faults and checkers stand outside: the public modules and their own folder, nothing that begins with `_`."""
+    public = {"toque", "toque.client", "toque.sync_client", "toque.errors", "toque.workflow"}
+    used = {module for path in (ROOT / "chaos").glob("*.py") for _, module in imports(path)
+            if module.split(".")[0] == "toque" and not module.startswith("toque.chaos")}
+
+    assert used
+    assert used <= public
+
+
 def test_every_logger_is_our_own() -> None:
     """structlog's own default prints every debug line to stdout, in users' programs too: `toque._logging` does not."""
     makers = [named(path) for path in package_files()

@@ -1,0 +1,238 @@
+"""One suite over both stores: the in-memory one of the simulator obeys what the LMDB one does (port `Store`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toque._subjects import StationId
+from toque.storage import records as r
+from toque.storage.lmdb_store import LmdbStore
+from toque.storage.memory_store import MemoryStore
+from toque.storage.ports import Store
+
+STATION, OTHER = StationId(1, 0), StationId(1, 1)
+RUN_S_MAX = 20.0
+
+
+def memory(_: Path) -> Store:
+    return MemoryStore()
+
+
+def lmdb(directory: Path) -> Store:
+    def damaged(error: Exception) -> None:
+        raise error
+
+    return LmdbStore(directory / "store", account="main", pod="a", on_damage=damaged)
+
+
+@pytest.fixture(params=[memory, lmdb], ids=["memory", "lmdb"])
+def on_store(request: Any, tmp_path: Path) -> Callable[[Callable[[Store], Awaitable[None]]], None]:
+    """`on_store(check)`: run a check on a fresh store."""
+
+    def run(check: Callable[[Store], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(RUN_S_MAX):
+                store = request.param(tmp_path)
+                try:
+                    await check(store)
+                finally:
+                    store.close()
+
+        asyncio.run(main())
+
+    return run
+
+
+def group(sequence, *records, station=STATION, epoch=1):
+    return r.Group(station, r.Position(sequence, r.GroupHeader(epoch, "a-1", sequence, sequence)), list(records))
+
+
+def admitted(serial, *, workflow="census", queue_sequence=0):
+    return r.Admitted(serial, 1, 1, 10, workflow, f"i{serial}", "n", queue_sequence, 9, b"{}", "application/json")
+
+
+def done(serial, seq, result=b"\x01"):
+    return r.StepDone(serial, 1, seq, 20, r.StepKind.DO, f"s{seq}", 1, 1, 19, result)
+
+
+def napping(serial, seq, due):
+    return r.SleepStarted(serial, 1, seq, 20, "nap", 1, due, True)
+
+
+def ended(serial, seq, status=r.Status.COMPLETE):
+    return r.Ended(serial, 1, seq, 30, status, b"\xc0")
+
+
+def test_a_fresh_store_knows_nothing(on_store):
+    """None, empty, zero."""
+
+    async def check(store):
+        assert store.position(STATION) is None
+        assert store.find(STATION, "census", "i1") is None
+        assert store.row(STATION, 1) is None
+        assert store.history(STATION, 1) == []
+        assert list(store.unended(STATION)) == []
+        assert store.due(STATION, 10**15, 10) == []
+        assert store.page(STATION) == []
+        assert store.counts(STATION) == {}
+        assert store.highest_serial(STATION) == 0
+        assert store.queue_position(STATION, "census") == 0
+        assert store.leases(STATION) == {}
+        assert store.lag_s == 0.0
+
+    on_store(check)
+
+
+def test_readers_see_a_group_when_it_is_folded(on_store):
+    """`on_folded` comes in the caller's loop, in the order of the groups, when every reader sees them."""
+
+    async def check(store):
+        seen: list[Any] = []
+        store.apply(group(1, admitted(1)), lambda: seen.append(store.find(STATION, "census", "i1")))
+        store.apply(group(2, admitted(2), done(1, 2)), lambda: seen.append(len(store.history(STATION, 1))))
+        await store.flush()
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+
+        assert seen == [1, 2]
+        assert store.position(STATION) == group(2).position
+        assert store.lag_s == 0.0
+
+    on_store(check)
+
+
+def test_flush_waits_for_everything_applied_so_far(on_store):
+    """And for an empty store it comes at once."""
+
+    async def check(store):
+        await store.flush()
+        for sequence in range(1, 301):
+            store.apply(group(sequence, admitted(sequence)))
+        assert store.lag_s >= 0.0
+        await store.flush()
+
+        assert store.highest_serial(STATION) == 300
+
+    on_store(check)
+
+
+def test_a_group_is_applied_once(on_store):
+    """One at or below the position is skipped, as when a restore overlaps."""
+
+    async def check(store):
+        for _ in range(2):
+            store.apply(group(1, admitted(1), done(1, 2)))
+            await store.flush()
+
+        assert store.history(STATION, 1) == [admitted(1), done(1, 2)]
+        assert store.counts(STATION) == {("census", "running"): 1}
+
+    on_store(check)
+
+
+def test_history_is_one_instances_and_in_order(on_store):
+    """Over many groups, and beside others."""
+
+    async def check(store):
+        store.apply(group(1, admitted(1), admitted(2), done(1, 2)))
+        for seq in range(3, 40):
+            store.apply(group(seq, done(1, seq), done(2, seq - 1)))
+        await store.flush()
+
+        assert [record.seq for record in store.history(STATION, 1)] == list(range(1, 40))
+        assert {record.serial for record in store.history(STATION, 2)} == {2}
+
+    on_store(check)
+
+
+def test_due_gives_the_soonest_first_up_to_a_time(on_store):
+    """At most `limit`, and only those due by then."""
+
+    async def check(store):
+        for serial, due in enumerate([500, 100, 300, 200], 1):
+            store.apply(group(serial, admitted(serial), napping(serial, 2, due)))
+        await store.flush()
+
+        assert store.due(STATION, 300, 10) == [(100, 2), (200, 4), (300, 3)]
+        assert store.due(STATION, 300, 2) == [(100, 2), (200, 4)]
+        assert store.due(STATION, 99, 10) == []
+
+    on_store(check)
+
+
+def test_pages_follow_the_order_of_admission(on_store):
+    """`after` and `limit`, by workflow and by status."""
+
+    async def check(store):
+        for serial in range(1, 11):
+            flow = "census" if serial % 2 else "report"
+            store.apply(group(serial, admitted(serial, workflow=flow), *([ended(serial, 2)] if serial > 6 else [])))
+        await store.flush()
+
+        def serials(**options):
+            return [serial for serial, _ in store.page(STATION, **options)]
+
+        assert serials(limit=3) == [1, 2, 3]
+        assert serials(after=3, limit=3) == [4, 5, 6]
+        assert serials(workflow="report") == [2, 4, 6, 8, 10]
+        assert serials(workflow="report", status="complete", after=8) == [10]
+        assert serials(status="errored") == []
+        assert store.counts(STATION)["report", "complete"] == 2
+
+    on_store(check)
+
+
+def test_more_rows_than_a_page_are_all_read(on_store):
+    """The readers page through long tables."""
+
+    async def check(store):
+        store.apply(group(1, *(admitted(serial) for serial in range(1, 2_501))))
+        await store.flush()
+
+        assert len(list(store.unended(STATION))) == 2_500
+        assert store.highest_serial(STATION) == 2_500
+        assert len(store.page(STATION, limit=2_400)) == 2_400
+
+    on_store(check)
+
+
+def test_dropping_a_station_forgets_all_of_it_and_nothing_else(on_store):
+    """Then it can be read again from the journal."""
+
+    async def check(store):
+        first = [group(1, admitted(1), napping(1, 2, 50), queue) for queue in [
+            r.Parked(0, 0, 0, 9, "census", 3, "subject", "reason")]]
+        store.apply(first[0])
+        store.apply(group(2, admitted(1), r.Lease(0, 0, 0, 9, "a-1", 1, 5), station=OTHER))
+        await store.flush()
+        store.drop(STATION)
+
+        assert store.position(STATION) is None
+        assert (store.row(STATION, 1), store.history(STATION, 1), store.due(STATION, 100, 9)) == (None, [], [])
+        assert store.queue_position(STATION, "census") == 0
+        assert store.leases(OTHER) == {"a-1": r.LeaseRow(1, 5)}
+
+        store.apply(first[0])
+        await store.flush()
+        assert store.find(STATION, "census", "i1") == 1
+        assert store.queue_position(STATION, "census") == 3
+
+    on_store(check)
+
+
+def test_queue_positions_only_grow(on_store):
+    """The highest queue sequence that an Admitted or Parked record names."""
+
+    async def check(store):
+        store.apply(group(1, admitted(1, queue_sequence=7), admitted(2, queue_sequence=5)))
+        store.apply(group(2, admitted(3, queue_sequence=0)))
+        await store.flush()
+
+        assert store.queue_position(STATION, "census") == 7
+
+    on_store(check)
