@@ -163,7 +163,7 @@ def test_progress_makes_interruptions_count_anew() -> None:
             host.load()
 
         assert await host.output() == [1, 2]
-        assert [entry[2] for entry in host.env.entries if entry[0] == "b"][0] == 1
+        assert next(entry[2] for entry in host.env.entries if entry[0] == "b") == 1
 
     play(story)
 
