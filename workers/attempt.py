@@ -101,7 +101,7 @@ class Attempt:
             args, keywords = pass_context(fn, args, keywords, self._context)
         if is_async(fn):
             self._start_timer()
-            self._watch(_called(fn, args, keywords))
+            self._watch(_entered(engine.host.in_time, fn, args, keywords))
         else:
             self._begin_thread(fn, args, keywords)
 
@@ -129,10 +129,17 @@ class Attempt:
         if task.cancelled():
             _close(self._made)  # its task may have been cancelled before it began
             self._raised(asyncio.CancelledError("the callback was cancelled from inside"))
-        elif (error := task.exception()) is not None:
-            self._raised(error)
-        else:
+        elif (error := task.exception()) is None:
             self._returned(task.result())
+        elif isinstance(error, _NotInTime):
+            self._not_entered()
+        else:
+            self._raised(error)
+
+    def _not_entered(self) -> None:
+        if not self._refused():
+            self._close()
+            self._reports.not_entered(self)
 
     def _returned(self, value: Any) -> None:
         if self._refused():
@@ -203,13 +210,23 @@ class Attempt:
 
     def _thread_not_entered(self) -> None:
         self._thread_gone()
-        if not self._refused():
-            self._close()
-            self._reports.not_entered(self)
+        self._not_entered()
 
     def _thread_gone(self) -> None:
         self._callbacks.threads_inside -= 1
         self._reports.engine.threads_inside -= 1
+
+
+class _NotInTime(Exception):
+    """The deadline came between the making of the task and its first step (the process was stopped, say)."""
+
+
+async def _entered(in_time: Callable[[], bool], fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...],
+                   keywords: dict[str, Any]) -> Any:
+    """The entry itself: the deadline is read here once more, with nothing between it and the callback."""
+    if not in_time():
+        raise _NotInTime
+    return await _called(fn, args, keywords)
 
 
 async def _called(fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

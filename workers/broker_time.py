@@ -13,6 +13,7 @@ from toque.storage.ports import Clock
 
 ERROR_MAX_S = 0.5
 SAMPLE_AGE_MAX_S = 10.0
+DRIFT_MAX = 0.0005  # of a host's clock against the server's: far more than NTP corrects by slewing
 
 
 class BrokerTime:
@@ -22,7 +23,7 @@ class BrokerTime:
         self._clock = clock
         self._offset_ms = 0.0
         self._error_s = float("inf")
-        self._sampled_at = float("-inf")
+        self._sampled_at = 0.0
         self._latest_ms = 0
 
     def sample(self, *, sent: float, received: float, server_ms: int) -> None:
@@ -43,13 +44,17 @@ class BrokerTime:
     def error_s(self) -> float:
         return self._error_s
 
+    def _drift_s(self) -> float:
+        """What the two clocks may have come apart since the sample."""
+        return max(0.0, self._clock.boottime() - self._sampled_at) * DRIFT_MAX
+
     def latest_ms(self) -> int:
         """Broker time in ms, never behind it: a wait counted from here is never short."""
-        return self.now_ms() + ceil(min(self._error_s, ERROR_MAX_S) * 1000)
+        return self.now_ms() + ceil((min(self._error_s, ERROR_MAX_S) + 2 * self._drift_s()) * 1000)
 
     def now_ms(self) -> int:
         """Broker time in ms, never ahead of it, never going back."""
-        now = int(self._clock.boottime() * 1000 + self._offset_ms)
+        now = int((self._clock.boottime() - self._drift_s()) * 1000 + self._offset_ms)
         if now > self._latest_ms:
             self._latest_ms = now
         return self._latest_ms

@@ -22,6 +22,7 @@ class SeenSession:
     session: str
     record: SessionRecord | None
     seen_at: float  # by the pod's own clock: when the last renewal was seen
+    ttl_s: float = 0.0  # of the last renewal seen; an expiry marker has none to tell. 0: none was seen
 
     @property
     def live(self) -> bool:
@@ -81,11 +82,11 @@ class ControlWatch:
         record = decode_session(message)
         seen = self.sessions.get(session)
         if seen is None:
-            self.sessions[session] = SeenSession(session, record, self._clock.boottime())
-            return
+            seen = self.sessions[session] = SeenSession(session, record, self._clock.boottime())
         seen.record = record
         if record is not None and not record.ended:
             seen.seen_at = self._clock.boottime()
+            seen.ttl_s = record.ttl_s
 
     def forget(self, session: str) -> None:
         """Drop an ended session that nobody asks for any more."""

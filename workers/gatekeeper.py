@@ -99,8 +99,7 @@ class Gatekeeper:
             request = _request_decoder.decode(message.data)
         except msgspec.MsgspecError:
             return  # not ours to answer: the caller times out
-        seen = self._control.sessions.get(request.session)
-        if seen is None or not seen.live:
+        if not self._is_live(request.session):
             self._answer(message, LeaseAnswer(self._epoch, 0, 0, code="unknown_session"))
             return
         lease = self._book.leases.get(request.session, LeaseRow(0, 0))
@@ -118,8 +117,7 @@ class Gatekeeper:
 
     def _decide(self, request: LeaseRequest, held: int) -> tuple[int, int]:
         """The new holding and the target. Lowering needs the pod's own report: its ceiling."""
-        shares = share(self._control.account.max_concurrent, self._book.appetites)
-        target = shares[request.session]
+        target = self._shares()[request.session]
         held = min(held, max(request.ceiling, 0))
         free = self._control.account.max_concurrent - (
             self.granted - self._book.leases.get(request.session, LeaseRow(0, 0)).slots) - held
@@ -129,6 +127,16 @@ class Gatekeeper:
         if slots < target:
             self._nudge()  # others hold more than their share: they report, lower, and this one asks again
         return slots, target
+
+    def _shares(self) -> dict[str, int]:
+        """Of the living sessions that have asked, in what the others do not hold: those that died, or were not heard."""
+        asking = {session: appetite for session, appetite in self._book.appetites.items() if self._is_live(session)}
+        frozen = sum(lease.slots for session, lease in self._book.leases.items() if session not in asking)
+        return share(max(0, self._control.account.max_concurrent - frozen), asking)
+
+    def _is_live(self, session: str) -> bool:
+        seen = self._control.sessions.get(session)
+        return seen is not None and seen.live
 
     def limits_changed(self) -> None:
         """The account's limit may be another: let every pod report now, so that a lower one holds soon."""
@@ -160,7 +168,7 @@ class Gatekeeper:
             return False
         if seen.record.ended in ("dead", "left"):
             return True
-        return now - seen.seen_at >= seen.record.ttl_s
+        return now - seen.seen_at >= (seen.ttl_s or seen.record.ttl_s)
 
     def _nudge_hungry(self) -> None:
         if any(appetite.wanted > self._book.leases.get(session, LeaseRow(0, 0)).slots

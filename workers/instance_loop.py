@@ -18,7 +18,7 @@ from toque._logging import get_logger
 from toque.errors import MisuseError
 
 TURN_CALLBACKS_MAX = 250_000  # between two steps; then run() is said to spin (a quarter of a second)
-CLOSE_TRIES_MAX = 10  # so often a suspended coroutine is asked to end before it is left to the garbage collector
+EVICTIONS_MAX = 100  # so often a suspended coroutine is told to end before it is left to the garbage collector
 TASKS_KEPT_MIN = 16
 
 _REMEDY = ("Put it into a step: `await step.do(\"name\", fn)`, or `await step.sleep(\"name\", \"5 seconds\")` for a "
@@ -26,6 +26,10 @@ _REMEDY = ("Put it into a step: `await step.do(\"name\", fn)`, or `await step.sl
 _FOREIGN_WORDS = ("attached to a different loop", "bound to a different event loop", "is bound to a different loop")
 
 _log = get_logger("toque.engine")
+
+
+class Evicted(BaseException):
+    """Control flow: the instance has left this pod's memory; nothing it does from here on counts."""
 
 
 class _Handle(asyncio.Handle):
@@ -90,20 +94,20 @@ class InstanceLoop(asyncio.AbstractEventLoop):
 
     def unwind(self) -> None:
         """End every coroutine that is still suspended, here and now: their `finally` blocks run, nothing goes on."""
-        for _ in range(CLOSE_TRIES_MAX):  # what is closed may make another task
+        for _ in range(EVICTIONS_MAX):  # what is ended may make another task
             self._ready.clear()
             pending = [task for task in self._tasks if not task.done()]
             self._tasks = []
             if not pending:
                 return
-            self.drain(self._close_all, pending)
+            self.drain(self._evict_all, pending)
 
-    def _close_all(self, tasks: list[asyncio.Task[Any]]) -> None:
+    def _evict_all(self, tasks: list[asyncio.Task[Any]]) -> None:
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is dropped on purpose
             coroutine = task.get_coro()
             assert coroutine is not None
-            _close_quietly(coroutine)
+            _evict(coroutine)
         self._ready.clear()
 
     # -- what tasks, futures, gather, TaskGroup, Event, Queue and Lock need --------------------------------------------
@@ -186,14 +190,17 @@ def _refused(what: str) -> MisuseError:
     return MisuseError(f"{what} inside run() would not survive a restart. {_REMEDY}")
 
 
-def _close_quietly(coroutine: Any) -> None:
-    """Close it, however it takes that: what it raises counts no more, and it is asked again when it awaits."""
-    for _ in range(CLOSE_TRIES_MAX):
+def _evict(coroutine: Any) -> None:
+    """Raise Evicted where it waits, again when it waits elsewhere then; what it raises itself counts no more."""
+    for _ in range(EVICTIONS_MAX):
         try:
-            coroutine.close()
+            coroutine.throw(Evicted())
+        except (Evicted, StopIteration):
             return
         except BaseException as error:  # user code: `finally` blocks of run()  # noqa: BLE001
             _log.debug("run() did not end quietly", error=type(error).__name__)
+            return
+    _log.warning("run() cannot be evicted: it catches whatever is raised, and goes on", run=repr(coroutine))
 
 
 def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
@@ -206,7 +213,7 @@ def _close_generator(generator: AsyncGenerator[Any, Any]) -> None:
     except BaseException as error:  # user code: `finally` blocks of the generator  # noqa: BLE001
         _log.debug("a generator of run() did not end quietly", error=type(error).__name__)
     else:
-        _close_quietly(closing)
+        _evict(closing)
 
 
 def _refusing(name: str) -> Callable[..., NoReturn]:

@@ -16,6 +16,7 @@ from toque._payload import return_type
 from toque.errors import InvalidDuration, MisuseError, UsageError
 from toque.storage.fold import step_key
 from toque.storage.records import StepKind
+from toque.workers.instance_loop import Evicted
 from toque.workflow import DEFAULT_OPTIONS, Retries, StepOptions, resolve_options
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 WAIT_MS_MAX = 365 * 24 * 3600 * 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Evicted(BaseException):
-    """Control flow: the instance has left this pod's memory; nothing it does from here on counts."""
 
 
 class StepCall(asyncio.Future[Any]):

@@ -55,7 +55,7 @@ from toque.workflow import Step, StepContext, Workflow, WorkflowEvent, workflow_
 
 T = TypeVar("T")
 STORY_S_MAX = 3_600.0  # of virtual time
-POLL_S = 0.01
+POLL_S = 0.02
 ACCOUNT = "main"
 TTL_S = 10.0
 
@@ -143,6 +143,7 @@ class World:
         self.disks: dict[str, Disk] = {}
         self.expected: tuple[type[BaseException], ...] = ()
         self.errors: list[BaseException] = []
+        self._decoded: dict[int, Grouped] = {}  # by journal sequence
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._failed)
         self._bus = MemoryBus(self.broker, "world")
@@ -222,8 +223,12 @@ class World:
 
     def journal(self, station: StationId) -> list[Grouped]:
         """The station's groups as they lie in the journal, past every delay."""
-        return [Grouped(message.sequence, header_of(message), list(decode_group(message)))
-                for message in self.journal_messages(station)]
+        return [self._decoded.get(message.sequence) or self._decode(message) for message in self.journal_messages(station)]
+
+    def _decode(self, message: Message) -> Grouped:
+        group = Grouped(message.sequence, header_of(message), list(decode_group(message)))
+        self._decoded[message.sequence] = group
+        return group
 
     def journal_messages(self, station: StationId) -> list[Message]:
         return self.broker.stored(subjects.journal_stream(self.account.name),
@@ -255,6 +260,10 @@ class World:
         """Virtual time."""
         return self._loop.time()
 
+    def broker_ms(self, now: float) -> int:
+        """Broker time at a virtual time."""
+        return self.broker.epoch_ms + int(now * 1000)
+
     async def until(self, condition: Callable[[], Any], what: str, *, timeout_s: float = 60.0) -> None:
         """Let virtual time pass until the condition holds. AssertionError, naming `what`, after `timeout_s`."""
         give_up = self.now + timeout_s
@@ -268,7 +277,9 @@ class World:
 
     def is_owned(self, station: StationId) -> bool:
         """Whether a living pod holds the station, in time, and answers for it."""
-        return any(held.in_time() and held.souschefs and not held.frozen for _, held in self.held(station))
+        return any(held.in_time() and not held.frozen and station in node.pod.ownership._answers
+                   and node.pod.ownership._answers[station]._subscription is not None
+                   for node, held in self.held(station) if node.pod.ownership is not None)
 
     async def all_owned(self, *, timeout_s: float = 60.0) -> None:
         await self.until(lambda: all(self.is_owned(station) for station in self.stations()),

@@ -31,6 +31,8 @@ from toque.workers.engine import INTERRUPTIONS_MAX, Engine
 from toque.workers.replay import Replay
 from toque.workflow import StepContext, Workflow
 
+gc.freeze()  # what is there by now need not be looked at by each test's collection
+
 T = TypeVar("T")
 STATION = StationId(1, 0)
 SERIAL = 1

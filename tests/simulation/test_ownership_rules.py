@@ -1,0 +1,405 @@
+"""Who owns a station: claims, deposed owners, released stations (protocol rules 1, 2 and 6)."""
+
+from __future__ import annotations
+
+import pytest
+from simulation.checks import check_all, check_chains, check_steps
+from simulation.world import TTL_S, World, account, play, steps_workflow
+
+from toque import _subjects as subjects
+from toque._subjects import StationId
+from toque.sim.process import State
+from toque.storage import records as r
+from toque.storage.memory_broker import DROP_BEFORE
+from toque.workers.ownership import MOVE_PATIENCE_S, RELEASED_ANYONE_S
+from toque.workflow import Step, StepContext, Workflow, WorkflowEvent
+
+FIRST = StationId(1, 0)
+
+
+# -- rule 1: the journal's last message is the ownership record --------------------------------------------------------
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_pods_that_start_at_once_never_share_a_station(seed):
+    """Closes: both read an empty tail and claim. One append is accepted, the other is refused (10071)."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        await world.start_pod("a", app)
+        await world.start_pod("b", app)  # both at their first tick
+        await world.all_owned()
+
+        check_chains(world)
+        for station in world.stations():
+            assert len(world.held(station)) == 1
+
+    play(story, seed=seed)
+
+
+def test_the_station_of_a_living_session_is_never_claimed():
+    """Closes: a pod that has not heard of the owner's stations (its key is not renewed yet) takes them for free ones."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, step_s=15))
+        a = await world.start_pod("a", app)
+        world.broker.fail_next(subjects.control_session("main", a.session), DROP_BEFORE, times=3)  # announcements
+        await world.all_owned()
+        for station in world.stations():  # a callback inside each keeps them where they are
+            await world.publish("work", world.ids_at(station, 1)[0])
+        await world.until(lambda: len(world.history.entries) == 4, "all are inside")
+        b = await world.start_pod("b", app)
+        assert world.session_key(a.session).stations == [], "the story needs an owner that could not tell its stations"
+        await world.passes(5)
+
+        assert all(claim.session == a.session for claim in world.records(r.Claim)), "b claimed from a living session"
+        assert world.session_key(a.session).ended == ""
+        await world.spread_over(a, b)
+        check_chains(world)
+
+    play(story)
+
+
+def test_each_epoch_is_one_above_the_last():
+    """Readers tell owners apart by their epoch alone, so it grows with each claim, over releases and deaths."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        b = await world.start_pod("b", app)
+        await world.spread_over(a, b)
+        a.kill()
+        await world.all_owned()
+
+        epochs = [group.header.epoch for group in world.journal(FIRST) if isinstance(group.records[0], r.Claim)]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert len(epochs) >= 2
+        check_chains(world)
+
+    play(story)
+
+
+# -- rule 2: deposed ---------------------------------------------------------------------------------------------------
+
+async def owner_with_a_stopped_clock(world: World):
+    """`a` is inside step s1 of instance `one` and believes for ever that its session lives; `b` takes over meanwhile."""
+    app = world.app(steps_workflow(world, steps=3, step_s=TTL_S * 1.5))
+    a = await world.start_pod("a", app, rate=0.001)
+    await world.all_owned()
+    await world.publish("work", "one")
+    await world.until(lambda: world.history.entered("one", "s1"), "step s1 was entered")
+    a.keeper_bus.disconnect()
+    b = await world.start_pod("b", app)
+    await world.until(lambda: world.history.entered("one", "s1", pod="b"), "b has gone on with the instance")
+    return a, b
+
+
+def test_a_deposed_owners_group_is_refused_and_nothing_of_it_had_left():
+    """Closes: an owner whose clock stands still goes on after its session ended. Its group gets 10071, its engines leave
+    memory, and no callback was entered behind the refused record."""
+
+    async def story(world: World) -> None:
+        a, _b = await owner_with_a_stopped_clock(world)
+        station = world.station_of("one")
+        assert a.pod.ownership.stations[station].in_time(), "the story needs an owner that believes it lives"
+
+        await world.until(lambda: station not in a.pod.ownership.stations, "a has heard that it is deposed")
+        await world.until(lambda: world.records(r.Ended), "b has brought the instance to its end")
+
+        assert [entry.step for entry in world.history.entered("one", pod="a")] == ["s1"]
+        assert [(done.name, done.attempt) for done in world.records(r.StepDone)] == [("s1", 2), ("s2", 1), ("s3", 1)]
+        check_chains(world)
+        assert a.pod.context.slots.in_use == 0
+        a.kill()
+
+    play(story)
+
+
+def test_a_deposed_owner_answers_nobody_who_has_heard_the_new_one():
+    """Closes: the old owner, alive and connected, answers "running" after the new one said "complete" (rule 24)."""
+
+    async def story(world: World) -> None:
+        a, _b = await owner_with_a_stopped_clock(world)
+        client = world.client()
+        handle = client.handle("work", "one")
+        epochs = set()
+        while (status := await handle.status()).status != "complete":
+            epochs.add(status.pod)
+            await world.passes(0.5)
+        assert "b" in epochs
+        for _ in range(50):
+            assert (await handle.status()).status == "complete"
+        a.kill()
+
+    play(story)
+
+
+# -- rule 6: voluntary moves -------------------------------------------------------------------------------------------
+
+def test_sigterm_repeats_no_completed_step():
+    """Closes: the station goes while callbacks are inside, and what they finish is lost. Every callback of 12 instances
+    is entered once, though the pod leaves in the middle; it exits with 0."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=4, step_s=0.7))
+        a = await world.start_pod("a", app)
+        b = await world.start_pod("b", app)
+        await world.spread_over(a, b)
+        ids = [f"i{number}" for number in range(12)]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.history.entered(step="s2")) == 12, "all are inside s2")
+
+        await a.stop()
+        await world.until(lambda: len(world.records(r.Ended)) == 12, "all have ended")
+
+        assert a.exit_code == 0
+        assert [world.history.times(instance, f"s{step}") for instance in ids for step in range(1, 5)] == [1] * 48
+        assert world.session_key(a.session).ended == "left"
+        assert not world.records(r.Interrupted)
+        await world.quiet()
+        check_all(world, "work", ids)
+
+    play(story)
+
+
+def test_no_callback_is_entered_at_a_station_that_is_handed_over():
+    """Closes: while the owner waits for the callbacks inside, it starts others, and never becomes quiet."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=20, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one", "s2"), "it is inside s2")
+        asked = world.now
+        await a.stop()
+
+        assert world.history.entered(since=asked) == []
+        assert world.now - asked < 3
+
+    play(story)
+
+
+def test_the_named_successor_takes_a_released_station_at_once():
+    """Closes: on SIGTERM of one of three pods the successor that the release names is not the pod that takes the
+    station, so all of them wait until anyone may."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        pods = [await world.start_pod(name, app) for name in "abc"]
+        await world.spread_over(*pods)
+        left = world.now
+        await pods[0].stop()
+        await world.all_owned()
+
+        assert world.now - left < RELEASED_ANYONE_S / 2
+        for station in world.stations():
+            released = [it for it in world.records(r.Released, station) if it.at >= world.broker_ms(left)]
+            assert not released or world.owner(station).session == released[-1].successor
+        check_chains(world)
+
+    for seed in range(8):
+        play(story, seed=seed, account=account(stations=8))
+
+
+def test_others_wait_two_seconds_for_a_named_successor():
+    """Closes: everybody jumps at a released station, and the successor's claim loses. The named one sleeps here, so
+    another claims it; but not before two seconds are over."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        sleeper = await world.start_pod("sleeper", app)
+        await world.passes(0.3)  # its session is known, it has no station yet
+        station = a.pod.ownership.stations[FIRST]
+        sleeper.pause()
+        a.pod.ownership.leaving = True  # a itself moves nothing more: this release is the test's own
+        released_at = world.now
+        assert await station.hand_over(sleeper.session, patience_s=1, ending=False, before_release=lambda: None)
+        await a.pod.ownership._forget(station)
+        a.pod.ownership.leaving = False
+        await world.until(lambda: world.held(FIRST), "somebody else has claimed it", timeout_s=30)
+
+        assert world.owner(FIRST) is a
+        assert RELEASED_ANYONE_S <= world.now - released_at < TTL_S / 2, "before the sleeper's session was over"
+        sleeper.kill()
+
+    play(story)
+
+
+def test_async_callbacks_get_their_time_before_a_move():
+    """Closes: a pod joins, and the callbacks of the stations that go to it are cut. Half a minute is granted."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=2, step_s=MOVE_PATIENCE_S * 0.8))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        ids = [f"i{number}" for number in range(8)]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.history.entries) == 8, "all are inside s1")
+        b = await world.start_pod("b", app)
+        await world.spread_over(a, b)
+        await world.until(lambda: len(world.records(r.Ended)) == 8, "all have ended")
+
+        assert [world.history.times(instance, step) for instance in ids for step in ("s1", "s2")] == [1] * 16
+        check_all(world, "work", ids)
+
+    play(story)
+
+
+def test_after_half_a_minute_async_callbacks_are_cut_by_a_move():
+    """Closes: one endless callback keeps a station where it is for ever. It is an interruption, not a failed attempt."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=1, step_s=120))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        ids = [world.ids_at(station, 1)[0] for station in world.stations()]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.history.entries) == 4, "all are inside")
+        joined = world.now
+        b = await world.start_pod("b", app)
+        await world.spread_over(a, b, timeout_s=MOVE_PATIENCE_S + 5)
+        assert world.now - joined >= MOVE_PATIENCE_S
+
+        await world.until(lambda: len(world.records(r.Ended)) == 4, "all have ended", timeout_s=300)
+        assert not world.records(r.AttemptFailed)
+        assert sorted(world.history.times(instance, "s1") for instance in ids) == [1, 1, 2, 2]
+        check_steps(world)
+
+    play(story)
+
+
+def test_a_station_with_a_thread_inside_is_not_moved():
+    """Closes: a thread cannot be cut, so its callback would go on here while the new owner enters it too."""
+
+    async def story(world: World) -> None:
+        class Threaded(Workflow[int, int], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                return await step.do("s1", blocking)
+
+        def blocking(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                return 7
+
+        app = world.app(Threaded)
+        a = await world.start_pod("a", app)
+        a.callbacks.thread_s = 70.0
+        await world.all_owned()
+        ids = [world.ids_at(station, 1)[0] for station in world.stations()]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.history.entries) == 4, "all are inside")
+        b = await world.start_pod("b", app)
+        await world.passes(MOVE_PATIENCE_S + 15)
+        assert len(b.pod.ownership.stations) == 0
+
+        await world.until(lambda: len(world.records(r.Ended)) == 4, "all have ended", timeout_s=100)
+        await world.spread_over(a, b)
+        assert [world.history.times(instance, "s1") for instance in ids] == [1] * 4
+        check_all(world, "work", ids)
+
+    play(story)
+
+
+def test_the_end_of_the_grace_time_is_an_interruption():
+    """Closes: an endless callback keeps SIGTERM waiting, or is counted as a failed attempt. The pod exits with 0 when
+    the time is over; the next owner enters the step again, as attempt 2."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=1, step_s=60))
+        a = await world.start_pod("a", app, grace_s=5.0)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entries, "it is inside")
+        b = await world.start_pod("b", app)
+        asked = world.now
+        await a.stop()
+        assert 5 <= world.now - asked < 7
+        assert a.exit_code == 0
+
+        await world.until(lambda: world.history.entered("one", "s1", pod="b"), "b goes on", timeout_s=3)
+        assert world.history.entries[-1].attempt == 2
+        assert [it.session for it in world.records(r.Interrupted)] == [a.session]
+        assert not world.records(r.AttemptFailed)
+        assert b.alive
+
+    play(story)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_sigterm_ends_in_time_though_the_journal_is_dead(when):
+    """Closes: SIGTERM waits for an acceptance that never comes; the supervisor's SIGKILL, and a TTL, follow."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=2, step_s=1))
+        a = await world.start_pod("a", app, grace_s=5.0)
+        await world.all_owned()
+        if when == "before":
+            await world.publish("work", "one")
+            await world.until(lambda: world.history.entries, "it is inside")
+        world.broker.freeze_stream(subjects.journal_stream("main"))
+        asked = world.now
+        await a.stop()
+
+        assert a.exit_code == 0
+        assert world.now - asked < 5 + 2
+        assert world.session_key(a.session).ended == "left"
+
+    play(story)
+
+
+def test_sigterm_during_a_move_ends_in_time():
+    """Closes: the move's release is under way when SIGTERM comes, and the hand-over waits for a second one that the
+    sealed epoch never takes."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        a = await world.start_pod("a", app, grace_s=10.0)
+        await world.all_owned()
+        world.broker.fail_next("toque.main.journal.>", DROP_BEFORE, times=8)
+        await world.start_pod("b", app)
+        await world.until(lambda: a.pod.ownership._moving and any(
+            it.commits._sealed is not None for it in a.pod.ownership.stations.values()), "a release is under way")
+        asked = world.now
+        await a.stop()
+
+        assert a.exit_code == 0
+        assert world.now - asked < 10
+        await world.all_owned()
+        check_chains(world)
+
+    play(story)
+
+
+def test_a_stopped_process_that_goes_on_harms_nobody():
+    """Closes: SIGSTOP past the TTL, then SIGCONT: the pod's late result and its callbacks would count beside the new
+    owner's. Its result is refused, and it serves again under a new session."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=3, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        for number in range(8):
+            await world.publish("work", f"i{number}")
+        await world.until(lambda: world.history.entered(step="s2"), "some are inside s2")
+        b = await world.start_pod("b", app)
+        old = a.session
+        a.pause()
+        await world.passes(TTL_S + 3)
+        a.resume()
+        resumed = world.now
+        await world.until(lambda: len(world.records(r.Ended)) == 8, "all have ended")
+
+        late = [entry for entry in world.history.entered(pod="a", since=resumed) if a.session == old]
+        assert late == []
+        assert world.session_key(old).ended
+        assert b.process.state is State.RUNNING
+        await world.quiet()
+        check_all(world, "work", [f"i{number}" for number in range(8)])
+
+    play(story)

@@ -1,0 +1,468 @@
+"""Sessions, clocks and answers under a deadline (protocol rules 7, 8, 10 and 24)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+from simulation.checks import check_all, check_chains, check_steps
+from simulation.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
+
+from toque import _subjects as subjects
+from toque._protocol import Answer, InstanceRequest, encode
+from toque.errors import OwnerAway
+from toque.storage import records as r
+from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER
+from toque.workers.keeper_thread import EXIT_FENCED
+from toque.workers.session import MARGIN_OF_TTL, RENEWALS_PER_TTL, end_session
+from toque.workflow import Step, StepContext, Workflow, WorkflowEvent
+
+DEADLINE_S = TTL_S * (1 - MARGIN_OF_TTL)
+
+
+def last_renewal(world: World, session: str) -> float:
+    """Virtual time at which the broker took the session's last renewal."""
+    message = world.broker.last_message(subjects.control_stream("main"), subjects.control_session("main", session))
+    return (message.time_ms - world.broker.epoch_ms) / 1000
+
+
+# -- rule 7: the session lives as long as the pod's own loop reaches JetStream -----------------------------------------
+
+def test_a_session_is_renewed_five_times_in_its_ttl():
+    """Closes: one lost renewal ends a healthy session."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        await world.passes(1)
+        times = {last_renewal(world, a.session)}
+        until = world.now + 3 * TTL_S
+        while world.now < until:
+            await world.passes(0.1)
+            times.add(last_renewal(world, a.session))
+
+        gaps = [after - before for before, after in zip(sorted(times), sorted(times)[1:], strict=False)]
+        assert max(gaps) <= TTL_S / RENEWALS_PER_TTL + 0.1
+
+    play(story)
+
+
+def test_a_pod_whose_own_connection_is_lost_does_not_keep_its_session():
+    """Closes: the keeper goes on renewing for a pod that cannot commit any more, and its instances hang for ever."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=3, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entries, "it is inside")
+        await world.start_pod("b", app)
+        cut = world.now
+        a.bus.disconnect()
+        await world.until(lambda: world.records(r.Ended), "b has brought it to its end", timeout_s=60)
+
+        assert world.history.entered(pod="b")[0].entered_at <= cut + TTL_S * 1.5 + 2
+        a.bus.reconnect()
+        await world.quiet()
+        check_all(world, "work", ["one"])
+
+    play(story)
+
+
+def test_nothing_is_entered_from_the_deadline_on():
+    """Closes: the pod believes that its session lives until it hears otherwise. Its renewals do not get through here;
+    its callbacks stop being entered at 80 % of the TTL, and others enter them only after its session was ended."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=200, step_s=0.3))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        for number in range(6):
+            await world.publish("work", f"i{number}")
+        await world.until(lambda: len(world.history.entries) > 20, "they run")
+        await world.start_pod("b", app)
+        a.keeper_bus.disconnect()
+        renewed = last_renewal(world, a.session)
+        old = a.session
+        await world.until(lambda: world.history.entered(pod="b"), "b goes on")
+
+        under_old = [entry for entry in world.history.entered(pod="a") if entry.entered_at < renewed + TTL_S]
+        assert max(entry.entered_at for entry in under_old) < renewed + DEADLINE_S
+        assert max(entry.entered_at for entry in under_old) > renewed + DEADLINE_S - 1, "it stopped too early to tell"
+        ended_at = last_renewal(world, old)
+        assert world.session_key(old).ended
+        assert world.history.entered(pod="b")[0].entered_at >= ended_at >= max(entry.left_at for entry in under_old)
+        check_steps(world)
+
+    play(story, account=account(stations=1))
+
+
+def test_async_callbacks_are_cancelled_at_the_deadline():
+    """Closes: a callback entered in time goes on past the TTL, beside the next owner's; or the process has to die of it."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=1, step_s=60))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entries, "it is inside")
+        await world.start_pod("b", app)
+        a.keeper_bus.disconnect()
+        renewed = last_renewal(world, a.session)
+        await world.until(lambda: world.history.entered(pod="b"), "b goes on")
+
+        first = world.history.entries[0]
+        assert first.left_at is not None
+        assert renewed + DEADLINE_S - 0.1 <= first.left_at < renewed + TTL_S - 0.5
+        assert a.alive
+        assert world.history.most_inside() == 1
+
+    play(story, account=account(stations=1))
+
+
+def threaded(world: World):
+    """A workflow whose one step runs in a thread."""
+
+    class Threaded(Workflow[int, int], name="work"):
+        async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+            return await step.do("s1", blocking)
+
+    def blocking(ctx: StepContext) -> int:
+        with world.history.inside(ctx):
+            return 7
+
+    return world.app(Threaded)
+
+
+def test_a_process_with_a_thread_inside_ends_with_its_session():
+    """Closes: a thread cannot be cancelled, so its callback runs on while the next owner enters it."""
+
+    async def story(world: World) -> None:
+        app = threaded(world)
+        a = await world.start_pod("a", app)
+        a.callbacks.thread_s = 300.0
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entries, "it is inside")
+        await world.start_pod("b", app)
+        a.keeper_bus.disconnect()
+        renewed = last_renewal(world, a.session)
+        await world.until(lambda: not a.alive, "the process has ended itself")
+
+        assert a.exit_code == EXIT_FENCED
+        assert world.now <= renewed + TTL_S + 0.5
+        await world.until(lambda: world.records(r.Ended), "b goes on")
+        assert world.history.entered(pod="b")[0].entered_at >= renewed + TTL_S
+
+    play(story, account=account(stations=1))
+
+
+def test_a_broker_outage_longer_than_the_ttl_loses_nothing():
+    """Closes: every session expires, and every pod takes every other for dead. All open new sessions and go on."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=6, step_s=1))
+        a, b = await world.start_pod("a", app), await world.start_pod("b", app)
+        await world.spread_over(a, b)
+        sessions = {a.session, b.session}
+        ids = [f"i{number}" for number in range(10)]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.history.entered(step="s3")) == 10, "all are in the middle")
+        world.broker.stop()
+        await world.passes(TTL_S * 2)
+        world.broker.start()
+        await world.until(lambda: len(world.records(r.Ended)) == 10, "all have ended")
+
+        assert {a.session, b.session}.isdisjoint(sessions)
+        assert a.alive
+        assert b.alive
+        await world.quiet()
+        check_all(world, "work", ids)
+
+    play(story)
+
+
+def test_a_short_broker_outage_costs_no_session():
+    """Closes: a restart of the broker within the TTL makes every pod restore."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=6, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        session = a.session
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered(step="s2"), "it is inside s2")
+        world.broker.stop()
+        await world.passes(TTL_S / 2)
+        world.broker.start()
+        await world.until(lambda: world.records(r.Ended), "it has ended")
+
+        assert a.session == session
+        assert [world.history.times("one", f"s{step}") for step in range(1, 7)] == [1] * 6
+        assert len(world.records(r.Claim)) == world.account.stations
+
+    play(story)
+
+
+@pytest.mark.parametrize("fault", [LOSE_ANSWER, DROP_BEFORE, DELAY])
+def test_a_renewal_without_an_answer_does_not_end_the_session(fault):
+    """Closes: a lost answer makes the next renewal fail its compare-and-set, and the pod concludes that it is ended. The
+    key is read back from the leader first."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        session = a.session
+        world.broker.fail_next(subjects.control_session("main", session), fault, times=2, delay_s=2.5)
+        await world.passes(3 * TTL_S)
+
+        assert a.session == session
+        assert last_renewal(world, session) > world.now - TTL_S / 2
+        assert len(world.records(r.Claim)) == world.account.stations
+
+    play(story)
+
+
+# -- rule 8: ended by one compare-and-set ------------------------------------------------------------------------------
+
+def test_a_dead_pods_stations_go_on_within_the_ttl_and_two_seconds():
+    """Closes: instances of a killed pod wait longer than its session; nothing of it is claimed before its session was
+    ended by a compare-and-set on its key."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=4, step_s=1))
+        a, b = await world.start_pod("a", app), await world.start_pod("b", app)
+        await world.spread_over(a, b)
+        ids = [f"i{number}" for number in range(12)]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.history.entered(step="s2")) == 12, "all are inside s2")
+        a.kill()
+        killed = world.now
+        await world.all_owned(timeout_s=TTL_S + 2)
+        assert last_renewal(world, a.session) <= world.now, "its key was written again: it was ended"
+
+        key = world.session_key(a.session)
+        assert (key.ended, key.ended_by) == ("expired", b.session)
+        ended_at = last_renewal(world, a.session)
+        claims = [claim for claim in world.records(r.Claim) if claim.session == b.session]
+        late = [claim for claim in claims if claim.at > world.broker_ms(killed)]
+        assert late
+        assert all(claim.at >= world.broker_ms(ended_at) - 5 for claim in late)
+        await world.until(lambda: len(world.records(r.Ended)) == 12, "all have ended")
+        check_all(world, "work", ids)
+
+    play(story)
+
+
+def test_only_one_of_many_ends_a_session():
+    """Closes: two find the expiry, both act on their own: the later one ends what the earlier one has built on."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        a.kill()
+        bus = world.bus()
+        await world.until(lambda: world.session_key(a.session) is None, "its key has expired")
+        results = await asyncio.gather(*(
+            end_session(bus, "main", a.session, reason="expired", by=f"p{number}") for number in range(6)))
+
+        assert len({result.ended_by for result in results}) == 1
+        assert world.session_key(a.session).ended_by == results[0].ended_by
+
+    play(story)
+
+
+def test_a_living_session_is_not_ended_by_others():
+    """Closes: a slow watcher takes a key for expired that was just renewed."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+
+        assert await end_session(world.bus(), "main", a.session, reason="expired", by="x") is None
+        assert world.session_key(a.session).ended == ""
+
+    play(story)
+
+
+def test_a_renewal_after_the_end_is_refused():
+    """Closes: a pod that was stopped past its TTL revives its ended session by its next renewal."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.start_pod("b", app)
+        old = a.session
+        a.pause()
+        await world.until(lambda: world.session_key(old) is not None and world.session_key(old).ended == "expired",
+                          "b has ended it")
+        a.resume()
+        await world.until(lambda: a.session != old, "a has another session")
+        await world.passes(TTL_S)
+
+        assert world.session_key(old).ended == "expired"
+        check_chains(world)
+
+    play(story)
+
+
+def test_a_restarted_pod_ends_its_dead_session_at_once():
+    """Closes: a pod that was killed and started again waits out its own TTL. Its directory's lock proves the death."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=3, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered(step="s2"), "it is inside s2")
+        a.kill()
+        killed = world.now
+        again = await world.start_pod("a", app)
+        await world.all_owned()
+
+        assert world.now - killed < 2
+        assert world.session_key(a.session).ended == "dead"
+        await world.until(lambda: world.records(r.Ended), "it has ended")
+        assert again.alive
+        assert [world.history.times("one", step) for step in ("s1", "s2", "s3")] == [1, 2, 1]
+
+    play(story)
+
+
+# -- rule 10: broker time ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("skew_s", "rate"), [(86_400.0, 1.0), (-500.0, 1.0004), (0.0, 0.9996)])
+def test_a_timer_is_never_early_whatever_the_pods_clock_says(skew_s, rate):
+    """Closes: due times are the broker's; a pod whose clock is off or runs fast would fire before them."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(sleeper_workflow(world, nap="30 seconds")), skew_s=skew_s, rate=rate)
+        await world.all_owned()
+        await world.publish("nap", "one")
+        await world.until(lambda: world.records(r.Ended), "it has ended", timeout_s=60)
+
+        due = world.records(r.SleepStarted)[0].due
+        woken = world.broker_ms(world.history.entered("one", "after")[0].entered_at)
+        assert due <= woken < due + 2_000
+        assert world.records(r.SleepDone)[0].at >= due
+        assert a.alive
+
+    play(story)
+
+
+def test_timers_do_not_fire_while_broker_time_is_unknown():
+    """Closes: a pod that cannot bound broker time to 0.5 s fires by guess. It waits until it can."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(sleeper_workflow(world, nap="20 seconds")))
+        await world.all_owned()
+        await world.publish("nap", "one")
+        await world.until(lambda: world.records(r.SleepStarted), "it sleeps")
+        info = f"$JS.API.STREAM.INFO.{subjects.journal_stream('main')}"
+        world.broker.fail_next(info, DELAY, times=40, delay_s=0.9)
+        await world.until(lambda: not a.pod.context.broker_time.ready, "broker time is not known")
+        await world.until(lambda: world.now > 1_000 + 24, "it is due")
+        unknown = not a.pod.context.broker_time.ready
+        assert world.history.times("one", "after") == 0
+
+        await world.until(lambda: world.records(r.Ended), "it has ended", timeout_s=100)
+        assert unknown
+
+    play(story)
+
+
+def test_a_server_clock_that_jumps_forward_only_hurries():
+    """Closes: stored times mixed with the pod's own. A jump of the server's clock moves all due times alike."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(sleeper_workflow(world, nap="1 hour")))
+        await world.all_owned()
+        await world.publish("nap", "one")
+        await world.until(lambda: world.records(r.SleepStarted), "it sleeps")
+        world.broker.epoch_ms += 3_600_000
+        await world.until(lambda: world.records(r.Ended), "it has ended", timeout_s=30)
+
+        assert world.records(r.SleepDone)[0].at >= world.records(r.SleepStarted)[0].due
+
+    play(story)
+
+
+# -- rule 24: answers --------------------------------------------------------------------------------------------------
+
+async def ask(world: World, instance: str, operation: str = "status") -> Answer:
+    request = encode(InstanceRequest("work", instance), json=False)
+    subject = subjects.station_request("main", world.station_of(instance), operation)
+    reply = await world.bus().request(subject, request, timeout_s=1.0)
+    return msgspec.msgpack.decode(reply.data, type=Answer)
+
+
+def test_answers_carry_the_epoch_of_their_owner():
+    """Closes: a client cannot tell the answers of two owners apart."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=2, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entries, "it runs")
+        first = await ask(world, "one")
+        a.kill()
+        await world.start_pod("b", app)
+        await world.all_owned()
+        second = await ask(world, "one")
+
+        assert (first.code, first.epoch) == ("ok", 1)
+        assert (second.code, second.epoch) == ("ok", 2)
+        assert (await ask(world, "two")).code == "not_found"
+
+    play(story)
+
+
+def test_no_answer_leaves_past_the_deadline():
+    """Closes: an owner that cannot renew says "running" or "not found" while another already runs its station."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world, steps=1, step_s=60)), rate=1.0)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entries, "it runs")
+        a.keeper_bus.disconnect()
+        renewed = last_renewal(world, a.session)
+        client = world.client()
+        await world.until(lambda: world.now > renewed + DEADLINE_S + 0.1, "the deadline has passed")
+        with pytest.raises(OwnerAway):
+            await client.handle("work", "one").status(timeout="1 second")
+
+    play(story)
+
+
+def test_a_client_believes_no_lower_epoch():
+    """Closes: an answer that an old owner gave, or gives, arrives after a newer one."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        await world.start_pod("a", app, ttl_s=None)
+        await world.all_owned()
+        client = world.client()
+        handle = await client.create("work", 7, id="one")
+        assert await handle.result() == 7
+        world.nodes[0].kill()
+        await world.start_pod("b", app)
+        await world.all_owned()
+        assert (await handle.status()).status == "complete"
+
+        impostor = world.bus()
+        stale = encode(Answer(1, "not_found"), json=False)
+        station = world.station_of("one")
+        world.living[0].kill()
+        await impostor.subscribe(subjects.station_request("main", station, "*"),
+                                 lambda message: impostor.respond(message, stale))
+        with pytest.raises(OwnerAway):
+            await handle.status(timeout="2 seconds")
+
+    play(story, account=account(stations=2))
