@@ -144,7 +144,8 @@ class Engine:
 
     def enter(self) -> None:
         """Enter the callbacks that wait for it, if every gate is open."""
-        self._attempts.gate_opens()
+        if not self.closed:
+            self._attempts.gate_opens()
 
     def hold(self, reason: str) -> None:
         """Hold the instance: the journal keeps why, once, and loading it again tries again."""
@@ -162,6 +163,8 @@ class Engine:
             self._stop()
             self.loop.unwind()
             self._main = None
+            self.waits.close()
+            del self._attempts  # what refers back to the engine, so that it is freed at once
 
     # -- run()'s calls -------------------------------------------------------------------------------------------------
 

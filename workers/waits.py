@@ -67,6 +67,11 @@ class Waits:
             self._timer.cancel()
             self._timer = None
 
+    def close(self) -> None:
+        """Forget whom to call."""
+        self.disarm()
+        self._on_due = _nobody
+
     def _set(self, delay_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._fire)
 
@@ -83,3 +88,7 @@ class Waits:
             key = self._heap[0][2]
             del self._due[key]
             self._on_due(key)
+
+
+def _nobody(key: str) -> None:
+    raise AssertionError(f"the wait {key!r} of an engine that has left memory came to its end")

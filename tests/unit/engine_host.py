@@ -353,6 +353,10 @@ class EngineHost:
         self._wake = self._loop.call_later(delay_s, self._woken, row.wake_at)
 
     def _woken(self, due: int) -> None:
+        row = self.row
+        assert row is not None
+        if row.status.ended or (self.engine is not None and self.engine.ended):
+            return
         if due > self.now_ms():
             self._schedule_wake()
         elif self.engine is None:

@@ -161,8 +161,11 @@ def test_after_any_record(example: Example) -> None:
         host.create()
         host.accept_until = records
         await host.reached.wait()
+        await host.settle()
         host.accept_until = None
         engine = host.engine or host.read_back()
+        if engine.ended:  # by itself, with an end that is not accepted yet
+            return
         engine.terminate()
         entries = len(host.env.entries)
         host._accept_all()
@@ -170,12 +173,7 @@ def test_after_any_record(example: Example) -> None:
         assert (await host.ended()).status is r.Status.TERMINATED
         await asyncio.sleep(1e6)
         assert len(host.of_kind(r.Ended)) == 1
-        late = host.env.entries[entries:]
-        assert len(late) <= entered_before(host)
-
-    def entered_before(host: EngineHost) -> int:
-        """Callbacks whose task was made, but had not begun: they are cancelled before their first line."""
-        return 0
+        assert len(host.env.entries) == entries
 
     async def count() -> int:
         host = EngineHost(example.flow, PARAMS, env=Recorder())
