@@ -282,16 +282,24 @@ class Answers:
                             row.ended_at, row.wake_at, str(self._station.id), self._context.pod, blocked)
 
     def _engine_view(self, engine: Engine, json: bool) -> InstanceView:
-        accepted = engine.unaccepted == 0
-        status = r.Status.WAITING if engine.resting else r.Status.RUNNING
-        view = InstanceView(
-            engine.admitted.workflow, engine.admitted.id, status.label, engine.run, engine.admitted.created_at,
-            engine.admitted.at, 0, engine.wake_at, str(self._station.id), self._context.pod, engine.blocked)
-        if engine.end is not None and accepted:  # an end is told only after its acceptance
+        """Only what is accepted is told (protocol rule 18): before that, the instance is what it was."""
+        admitted = engine.admitted
+        view = InstanceView(admitted.workflow, admitted.id, r.Status.RUNNING.label, engine.run, admitted.created_at,
+                            station=str(self._station.id), pod=self._context.pod)
+        if engine.admitting:
+            view.status = r.Status.QUEUED.label
+            return view
+        view.admitted_at = admitted.at
+        if engine.unaccepted:
+            return view
+        view.blocked_on = engine.blocked
+        if engine.end is not None:
             view.status = engine.end.status.label
             view.ended_at = engine.end.at
-            view.wake_at = 0
             _add_end(view, engine.end, json)
+        else:
+            view.status = (r.Status.WAITING if engine.resting else r.Status.RUNNING).label
+            view.wake_at = engine.wake_at
         return view
 
     async def _queue_message(self, request: InstanceRequest) -> Message | None:
@@ -358,6 +366,9 @@ def _steps(history: list[r.Record], json: bool) -> list[StepView]:
                 view = StepView("sleep", record.name, record.occurrence, "complete",
                                 started_at=begun.started_at if begun else 0, ended_at=record.at,
                                 due=begun.due if begun else 0)
+            case r.StepCancelled():
+                view = steps[record.step.name.lower(), record.name, record.occurrence]
+                view.status, view.due, view.ended_at = "cancelled", 0, record.at
             case _:
                 continue
         steps[view.kind, view.name, view.occurrence] = view

@@ -74,6 +74,7 @@ class Gatekeeper:
                  respond: Callable[[Message, bytes], None], nudge: Callable[[], None],
                  in_time: Callable[[], bool]) -> None:
         self._book = _Book(dict(leases))
+        self._told: dict[str, int] = {}  # by session: the target of its last answer
         self._accepted: dict[str, asyncio.Future[None]] = {}  # by session: the acceptance of its last record
         self._control = control
         self._clock = clock
@@ -108,6 +109,7 @@ class Gatekeeper:
         self._book.appetites[request.session] = Appetite(request.demand, max(request.wanted, request.demand))
         slots, target = self._decide(request, lease.slots)
         self._book.leases[request.session] = LeaseRow(request.number, slots)
+        self._told[request.session] = target
         if slots != lease.slots:
             record = Lease(0, 0, 0, self._now_ms(), request.session, request.number, slots)
             self._accepted[request.session] = self._commit(record)
@@ -117,16 +119,27 @@ class Gatekeeper:
 
     def _decide(self, request: LeaseRequest, held: int) -> tuple[int, int]:
         """The new holding and the target. Lowering needs the pod's own report: its ceiling."""
-        target = self._shares()[request.session]
+        shares = self._shares()
+        target = shares[request.session]
         held = min(held, max(request.ceiling, 0))
         free = self._control.account.max_concurrent - (
             self.granted - self._book.leases.get(request.session, LeaseRow(0, 0)).slots) - held
         if target <= held:
             return held, target
         slots = held + max(0, min(target - held, free))
-        if slots < target:
-            self._nudge()  # others hold more than their share: they report, lower, and this one asks again
+        if slots < target and self._unaware(shares):
+            self._nudge()  # others hold more than their share: they report, lower, and this one is nudged again
         return slots, target
+
+    def _unaware(self, shares: Mapping[str, int]) -> bool:
+        """Whether a living session holds more than its share and has not been told so yet, or was not heard at all."""
+        return any(session not in self._told or lease.slots > shares.get(session, 0) != self._told[session]
+                   for session, lease in self._book.leases.items() if lease.slots and self._is_live(session))
+
+    def expired(self) -> list[str]:
+        """Sessions with slots whose key has expired, and that nobody has ended: those that had no station."""
+        return [session for session in self._book.leases
+                if (seen := self._control.sessions.get(session)) is not None and seen.expired]
 
     def _shares(self) -> dict[str, int]:
         """Of the living sessions that have asked, in what the others do not hold: those that died, or were not heard."""
@@ -153,6 +166,7 @@ class Gatekeeper:
                 del self._book.leases[session]
                 self._book.appetites.pop(session, None)
                 self._accepted.pop(session, None)
+                self._told.pop(session, None)
                 self._commit(LeaseEnded(0, 0, 0, self._now_ms(), session))
                 freed = True
         if freed:

@@ -33,6 +33,7 @@ class Leasing:
         self._number = 0
         self._epoch = 0
         self._target = slots_max
+        self._told = 0  # the demand of the last request
         self._news = asyncio.Event()
         self._nudges: Subscription | None = None
         self.leased = 0
@@ -44,8 +45,8 @@ class Leasing:
         self._nudges = await self._bus.subscribe(subjects.gatekeeper_nudge(self._account), self._nudged)
         try:
             while True:
-                await self._ask()
                 self._news.clear()
+                await self._ask()
                 if await within(self._news.wait(), PERIOD_S):
                     await asyncio.sleep(HUNGRY_PAUSE_S)
         finally:
@@ -53,8 +54,13 @@ class Leasing:
             await self._nudges.close()
 
     def ask_soon(self) -> None:
-        """Work waits and no slot is free."""
-        if self._slots.demand > self.leased:
+        """Work waits and no slot is free: ask at once, unless the Gatekeeper knows (it nudges when it has more)."""
+        if self._slots.demand > max(self.leased, self._told):
+            self._news.set()
+
+    def lower_soon(self) -> None:
+        """Slots were given back that others wait for: tell it at once."""
+        if max(self._target, self._slots.in_use) < self.leased:
             self._news.set()
 
     def _nudged(self, _: Message) -> None:
@@ -66,6 +72,7 @@ class Leasing:
         slots = self._slots
         self._number += 1
         demand = min(self._demand(), self._slots_max)
+        self._told = demand
         self.wanted = min(max(demand, SPARE_SLOTS), self._slots_max)
         ceiling = max(min(self.leased, self._target), slots.in_use)
         slots.set_ceiling(min(self.leased, max(self._target, 0)))  # lowered first, reported after
@@ -83,8 +90,6 @@ class Leasing:
             self.leased = answer.slots
             self._target = answer.target
             slots.set_ceiling(min(answer.slots, answer.target))
-            if answer.target < answer.slots:
-                self._news.set()
 
     def _retry_soon(self) -> None:
         asyncio.get_running_loop().call_later(RETRY_S, self._news.set)

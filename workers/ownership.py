@@ -206,7 +206,18 @@ class Ownership:
             nudge=lambda: context.bus.emit(subjects.gatekeeper_nudge(context.account), b""))
         context.control.on_change(lambda what: gatekeeper.limits_changed() if what == "account" else None)
         subscription = await context.bus.subscribe(subjects.gatekeeper(context.account), gatekeeper.handle)
-        self._gates[held.id] = (gatekeeper, subscription, asyncio.get_running_loop().create_task(_sweep(gatekeeper)))
+        self._gates[held.id] = (gatekeeper, subscription, asyncio.get_running_loop().create_task(self._sweep(gatekeeper)))
+
+    async def _sweep(self, gatekeeper: Gatekeeper) -> None:
+        context = self._context
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            for session in gatekeeper.expired():
+                try:
+                    await end_session(context.bus, context.account, session, reason="expired", by=context.session.id)
+                except (BusTimeout, BusError, NoResponders) as error:
+                    _log.info("an expired session is not ended yet", session=session, why=str(error))
+            gatekeeper.sweep()
 
     def _stop_gatekeeper(self, station: StationId) -> None:
         """From here on it writes no record."""
@@ -294,9 +305,3 @@ class Ownership:
 
 def _owners(live: dict[str, SessionRecord]) -> dict[StationId, str]:
     return {StationId.parse(text): session for session, record in live.items() for text in record.stations}
-
-
-async def _sweep(gatekeeper: Gatekeeper) -> None:
-    while True:
-        await asyncio.sleep(SWEEP_EVERY_S)
-        gatekeeper.sweep()

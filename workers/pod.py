@@ -266,6 +266,8 @@ class Pod:
         self._halted = str(error)
 
     def _top_up(self) -> None:
+        if self._leasing is not None:
+            self._leasing.lower_soon()
         for reader in self._readers.values():
             reader.top_up()
 

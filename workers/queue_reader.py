@@ -124,12 +124,17 @@ class QueueReader:
     async def positions(self) -> dict[StationId, int]:
         """The committed position of each station, and of what lies before it nothing is queued any more.
 
-        Empty when the stream was made anew since: then it is read again from its start.
+        Empty when the stream was made anew since: then it is read again from its start. Empty too when the consumer is
+        another one by now, or will be: what was asked of this one is not true of a station that joined, nor of a buffer
+        that was forgotten.
         """
-        if self._feed is None:
+        feed = self._feed
+        if feed is None:
             return {}
-        clear_to = await self._feed.clear_to()
+        clear_to = await feed.clear_to()
         info = await self._bus.stream_info(self._stream)
+        if self._feed is not feed or self._changed.is_set():
+            return {}
         if info.created != self.created:
             self._changed.set()
             return {}
@@ -145,6 +150,6 @@ class QueueReader:
         for souschef in list(self._souschefs.values()):
             if len(souschef.handled) > handled_max and souschef.may_purge():
                 prefix = subjects.queue_prefix(self._account, self.workflow, souschef.station)
-                below = souschef.handled[-1] + 1
-                souschef.handled.clear()
+                below = souschef.committed(souschef.handled[-1]) + 1
+                souschef.purged(below)
                 await self._bus.purge(self._stream, f"{prefix}.*", below)

@@ -31,6 +31,8 @@ class SousChef:
         self.parked = 0
         self.handled: deque[int] = deque()  # sequences that are committed and still in the stream: no longer queued
         self._buffer: deque[tuple[str, Message]] = deque()
+        self._dropped: dict[str, int] = {}  # messages under way whose ids a control operation is admitting
+        self._set_aside: set[int] = set()  # sequences of parked messages that are still in the stream
         self._under_way: dict[int, bool] = {}  # admissions and parkings in stream order: sequence → accepted
 
     @property
@@ -53,6 +55,7 @@ class SousChef:
         """The stream begins at this sequence now."""
         while self.handled and self.handled[0] < first_sequence:
             self.handled.popleft()
+        self._set_aside = {sequence for sequence in self._set_aside if sequence >= first_sequence}
 
     def offer(self, instance_id: str, message: Message) -> None:
         """A message of the queue, in stream order; it may have come before."""
@@ -66,8 +69,10 @@ class SousChef:
         """Admit the oldest waiting creation into the slot that was taken for it. False when none was left."""
         while self._buffer:
             instance_id, message = self._buffer.popleft()
+            if message.sequence in self._set_aside or message.sequence in self._under_way:
+                continue  # it was read again, and is being seen to
             if self._owner.knows(self.workflow, instance_id):
-                self.handled.append(message.sequence)
+                self._drop(instance_id, message.sequence)
             elif reason := refusal(instance_id, message):
                 self._park(message, reason)
             else:
@@ -93,12 +98,27 @@ class SousChef:
             del self._under_way[oldest]
             self.handled.append(oldest)
 
+    def was_admitted(self, instance_id: str) -> None:
+        """The Admitted record of a control operation stands in the journal."""
+        sequence = self._dropped.pop(instance_id, 0)
+        if sequence:
+            self.was_accepted(sequence)
+
+    def _drop(self, instance_id: str, sequence: int) -> None:
+        """A message of a known id: it is handled when the record that makes the id known is accepted."""
+        if self._owner.is_admitting(self.workflow, instance_id):
+            self._under_way[sequence] = False
+            self._dropped[instance_id] = sequence
+        else:
+            self.handled.append(sequence)
+
     def may_purge(self) -> bool:
         """Whether the station is surely still ours."""
         return self._owner.in_time()
 
     def _park(self, message: Message, reason: str) -> None:
         self._under_way[message.sequence] = False
+        self._set_aside.add(message.sequence)
         self.parked += 1
         self._owner.park(Parked(0, 0, 0, self._owner.now_ms(), self.workflow, message.sequence, message.subject,
                                 reason), message)

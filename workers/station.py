@@ -59,6 +59,7 @@ class Station:
         self._next_serial = context.store.highest_serial(station) + 1
         self._leaving: deque[tuple[int, Engine]] = deque()
         self._armed: dict[int, asyncio.TimerHandle | None] = {}  # serial → its timer; None: it waits for a slot
+        self._admitting: set[tuple[str, str]] = set()  # ids of control operations on queued instances, under way
         self._at_gate: list[Engine] = []
         self._gate_watched = False  # the next acceptance opens the gate
         self._tasks: set[asyncio.Task[None]] = set()
@@ -242,10 +243,13 @@ class Station:
 
     def _group_accepted(self, group: r.Group) -> Callable[[], None]:
         for record in group.records:
-            if isinstance(record, r.Admitted | r.Parked) and record.queue_sequence:
+            if isinstance(record, r.Admitted | r.Parked):
                 souschef = self.souschefs.get(record.workflow)
-                if souschef is not None:
+                if souschef is not None and record.queue_sequence:
                     souschef.was_accepted(record.queue_sequence)
+                elif souschef is not None and isinstance(record, r.Admitted):
+                    self._admitting.discard((record.workflow, record.id))
+                    souschef.was_admitted(record.id)
         self.on_group(group)
         number = group.position.header.group
         return lambda: self._folded(number)
@@ -284,9 +288,15 @@ class Station:
         return ((workflow, instance_id) in self.by_id
                 or self.context.store.find(self.id, workflow, instance_id) is not None)
 
+    def is_admitting(self, workflow: str, instance_id: str) -> bool:
+        """Whether the id is known only by a control operation's Admitted record that is not accepted yet."""
+        return (workflow, instance_id) in self._admitting
+
     def admit(self, souschef: SousChef, admitted: r.Admitted, *, into_slot: bool) -> Engine:
         """Commit a creation; its run() begins after the acceptance."""
         engine = self._hold(souschef.flow, admitted.serial, Replay([admitted]))
+        if not admitted.queue_sequence:
+            self._admitting.add((admitted.workflow, admitted.id))
         if into_slot:
             self._take_slot(engine)
         engine.admit()

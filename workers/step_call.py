@@ -27,7 +27,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class StepCall(asyncio.Future[Any]):
-    """One open step. Awaiting it, or handing it to gather, marks it as awaited."""
+    """One open step. Awaiting it, handing it to gather, or looking at its result marks it as awaited."""
 
     __slots__ = ("args", "awaited", "due", "duration_ms", "engine", "failures", "fn", "key", "keywords", "kind",
                  "last_attempt", "name", "occurrence", "options", "recorded", "result_type", "since")
@@ -65,6 +65,16 @@ class StepCall(asyncio.Future[Any]):
         if not self.awaited:
             self._mark_awaited()
         super().add_done_callback(fn, context=context)
+
+    def exception(self) -> BaseException | None:
+        if not self.awaited:
+            self._mark_awaited()  # gather does no more than this with a step that is done already
+        return super().exception()
+
+    def result(self) -> Any:
+        if not self.awaited:
+            self._mark_awaited()
+        return super().result()
 
     def cancel(self, msg: Any | None = None) -> bool:
         if events._get_running_loop() is not self.engine.loop:

@@ -63,7 +63,7 @@ class StepView(msgspec.Struct, omit_defaults=True):
     kind: str
     name: str
     occurrence: int
-    status: str  # complete | failed | retrying | sleeping
+    status: str  # complete | failed | retrying | sleeping | cancelled
     attempts: int = 0
     started_at: int = 0
     ended_at: int = 0

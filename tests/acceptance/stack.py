@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from toque import cli
 from toque._children import ChildProcess
@@ -30,7 +30,8 @@ from toque.chaos.ledger_checks import Ledgered, Verdict, pair
 from toque.client import Client
 from toque.errors import SetupError
 
-T = TypeVar("T")
+RunAsync = Callable[..., Any]
+"""`run_async(coroutine, timeout_s=…)`: the fixture of that name."""
 
 FULL = os.environ.get("TOQUE_FULL", "") not in ("", "0")
 APPS = Path(__file__).parent / "apps"
@@ -40,14 +41,13 @@ POLL_S = 0.02
 EXIT_S_MAX = 40.0
 
 
-async def eventually(condition: Callable[[], Awaitable[T] | T], *, within_s: float = WAIT_S_MAX) -> T:
-    """Poll until the condition is truthy, and return it; TimeoutError after the deadline."""
+async def eventually(condition: Callable[[], object], *, within_s: float = WAIT_S_MAX) -> None:
+    """Poll until the condition, or what it is awaited for, is truthy; TimeoutError after the deadline."""
     async with asyncio.timeout(within_s):
         while True:
             outcome = condition()
-            value = await outcome if inspect.isawaitable(outcome) else outcome
-            if value:
-                return value
+            if await outcome if inspect.isawaitable(outcome) else outcome:
+                return
             await asyncio.sleep(POLL_S)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acceptance.stack import APPS, Said, Stack, Terminal, eventually, toque_here
+from acceptance.stack import APPS, RunAsync, Said, Stack, Terminal, eventually, toque_here
 
 from toque.chaos.ledger import Ledger
 from toque.client import Client
@@ -69,10 +69,11 @@ def kitchen(nats_binary: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 Story = Callable[[Client], Awaitable[Any]]
+WithClient = Callable[[Story], Any]
 
 
 @pytest.fixture
-def with_client(kitchen: Kitchen, run_async) -> Callable[[Story], Any]:
+def with_client(kitchen: Kitchen, run_async: RunAsync) -> WithClient:
     """Run a story with a client of the kitchen, and return what it returns."""
 
     def play(story: Story) -> Any:
@@ -87,7 +88,7 @@ def with_client(kitchen: Kitchen, run_async) -> Callable[[Story], Any]:
 
 # -- creations ---------------------------------------------------------------------------------------------------------
 
-def test_an_unknown_workflow_is_named_with_those_that_there_are(kitchen: Kitchen, with_client) -> None:
+def test_an_unknown_workflow_is_named_with_those_that_there_are(kitchen: Kitchen, with_client: WithClient) -> None:
     """The client raises UnknownWorkflow, the command line exits with 1; both name the known ones."""
     message = (f"workflow 'nosuch' has never been served by a pod of account 'main' here (known are {WORKFLOWS}): check "
                "the name and the server, or start a pod; nothing was stored")
@@ -101,7 +102,7 @@ def test_an_unknown_workflow_is_named_with_those_that_there_are(kitchen: Kitchen
 
 
 @pytest.mark.parametrize("instance_id", BAD_IDS, ids=repr)
-def test_a_bad_id_is_refused_at_its_first_bad_character(kitchen: Kitchen, with_client, instance_id: str) -> None:
+def test_a_bad_id_is_refused_at_its_first_bad_character(kitchen: Kitchen, with_client: WithClient, instance_id: str) -> None:
     """The client raises InvalidName, the command line exits with 2, in the same words; nothing is sent."""
     with pytest.raises(InvalidName) as caught:
         with_client(lambda client: client.create("echo", 1, id=instance_id))
@@ -120,7 +121,7 @@ def test_params_that_are_no_json_are_refused(kitchen: Kitchen) -> None:
     assert """single quotes around all of it: '{"path": "a.py"}'""" in said.err
 
 
-def test_oversized_params_are_refused_by_the_client(kitchen: Kitchen, with_client, tmp_path: Path) -> None:
+def test_oversized_params_are_refused_by_the_client(kitchen: Kitchen, with_client: WithClient, tmp_path: Path) -> None:
     """More than 1 MiB encoded: PayloadTooLarge with both sizes, exit code 2; the largest that fit go through."""
     too_much = "x" * (1024 * 1024)
     (tmp_path / "large.json").write_text(json.dumps(too_much))
@@ -158,7 +159,7 @@ def test_params_of_another_form_make_an_errored_instance(kitchen: Kitchen) -> No
                  "1,048,576 are allowed; store it elsewhere and pass a reference"),
 ])
 def test_a_result_that_cannot_be_encoded_fails_its_step_at_once(
-        kitchen: Kitchen, with_client, what: str, failure: str) -> None:
+        kitchen: Kitchen, with_client: WithClient, what: str, failure: str) -> None:
     """There is no second attempt, though the step has retries, and run() may catch it."""
 
     async def story(client: Client) -> tuple[str, str]:
@@ -177,7 +178,7 @@ def test_a_result_that_cannot_be_encoded_fails_its_step_at_once(
     ("timeout", "timeout is the bare number 2.5, which has no unit: write \"2.5 seconds\" or timedelta(seconds=2.5)"),
     ("delay", "Retries.delay is the bare number 10, which has no unit: write \"10 seconds\" or timedelta(seconds=10)"),
 ])
-def test_a_bare_number_in_a_workflow_shows_both_forms(with_client, where: str, message: str) -> None:
+def test_a_bare_number_in_a_workflow_shows_both_forms(with_client: WithClient, where: str, message: str) -> None:
     """The instance ends errored with InvalidDuration; nothing sleeps for milliseconds, or for days."""
 
     async def story(client: Client) -> InstanceErrored:
@@ -202,11 +203,11 @@ def test_a_bare_number_as_an_option_shows_both_forms(kitchen: Kitchen, arguments
         2, f'toque: {option} is the bare number 5, which has no unit: write "5 seconds" or timedelta(seconds=5)\n')
 
 
-def test_a_run_that_blocks_the_loop_is_named(kitchen: Kitchen, with_client) -> None:
+def test_a_run_that_blocks_the_loop_is_named(kitchen: Kitchen, with_client: WithClient) -> None:
     """The pod's output says that its loop is blocked, and in which function of the app; the instance completes."""
 
     async def story(client: Client) -> str:
-        return await (await client.create("blocking", 1.6)).result("20 seconds")
+        return str(await (await client.create("blocking", 1.6)).result("20 seconds"))
 
     assert with_client(story) == "done"
     complaint = next(line for line in kitchen.terminal.text.splitlines() if "the pod's loop is blocked" in line)
@@ -216,7 +217,7 @@ def test_a_run_that_blocks_the_loop_is_named(kitchen: Kitchen, with_client) -> N
 
 # -- afterwards --------------------------------------------------------------------------------------------------------
 
-def test_after_all_of_it_nothing_is_queued_or_lost(kitchen: Kitchen, with_client) -> None:
+def test_after_all_of_it_nothing_is_queued_or_lost(kitchen: Kitchen, with_client: WithClient) -> None:
     """The queues are empty, every instance that was created has ended, and no refused id exists."""
 
     async def story(client: Client) -> list[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import lmdb
 import msgspec
 import pytest
-from acceptance.stack import Stack, eventually, toque
+from acceptance.stack import RunAsync, Stack, eventually, toque
 
 from toque._nats_server import NatsServer
 from toque.chaos.five_steps import WORKFLOW, Order, result_of
@@ -35,12 +35,12 @@ def change_format(data: Path, format_: int) -> None:
     with lmdb.open(str(data / "store"), max_dbs=16, map_size=1 << 30) as environment:
         meta = environment.open_db(b"meta")
         with environment.begin(write=True, db=meta) as transaction:
-            identity = msgspec.msgpack.decode(_unseal(b"identity", transaction.get(b"identity")), type=Identity)
+            identity = msgspec.msgpack.decode(_unseal(b"identity", transaction.get(b"identity", b"")), type=Identity)
             changed = msgspec.msgpack.encode(msgspec.structs.replace(identity, format=format_))
             transaction.put(b"identity", _seal(b"identity", changed))
 
 
-def test_a_pods_directory_is_its_own(stack: Stack, run_async) -> None:
+def test_a_pods_directory_is_its_own(stack: Stack, run_async: RunAsync) -> None:
     """Refused: two pods at once, another pod, another account, a newer format. Afterwards its owner goes on with it."""
     data = stack.directory / "pods" / "one"
 
@@ -76,7 +76,7 @@ def test_a_pods_directory_is_its_own(stack: Stack, run_async) -> None:
     run_async(scenario(), timeout_s=80)
 
 
-def test_a_pods_directory_must_be_one(stack: Stack, run_async) -> None:
+def test_a_pods_directory_must_be_one(stack: Stack, run_async: RunAsync) -> None:
     """A file where the directory should be is named, with the reason of the system."""
 
     async def scenario() -> None:
@@ -89,7 +89,7 @@ def test_a_pods_directory_must_be_one(stack: Stack, run_async) -> None:
     run_async(scenario(), timeout_s=80)
 
 
-def test_the_directory_of_toque_dev_is_one_accounts(stack: Stack, run_async) -> None:
+def test_the_directory_of_toque_dev_is_one_accounts(stack: Stack, run_async: RunAsync) -> None:
     """Another account, a newer format, or what is none of ours: exit code 1, nothing changed, nothing deleted."""
 
     async def scenario() -> None:

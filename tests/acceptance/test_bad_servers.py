@@ -13,7 +13,7 @@ from subprocess import DEVNULL
 from typing import NamedTuple
 
 import pytest
-from acceptance.stack import Stack, eventually, toque
+from acceptance.stack import RunAsync, Stack, eventually, toque
 
 from toque._nats_server import find_server
 from toque.client import Client
@@ -68,7 +68,7 @@ async def server_without_jetstream() -> AsyncIterator[str]:
         await process.wait()
 
 
-def test_a_server_without_jetstream_is_refused(tmp_path: Path, run_async) -> None:
+def test_a_server_without_jetstream_is_refused(tmp_path: Path, run_async: RunAsync) -> None:
     """A pod and a client say so, and how JetStream is switched on; exit code 1."""
 
     async def scenario() -> None:
@@ -86,7 +86,7 @@ def test_a_server_without_jetstream_is_refused(tmp_path: Path, run_async) -> Non
     run_async(scenario(), timeout_s=80)
 
 
-def test_a_lazy_server_is_refused_only_on_demand(stack: Stack, run_async) -> None:
+def test_a_lazy_server_is_refused_only_on_demand(stack: Stack, run_async: RunAsync) -> None:
     """Lazy or unknown fsync: --require-sync refuses with the remedy, exit code 1; without it a pod warns and serves."""
 
     async def scenario() -> None:
@@ -111,7 +111,7 @@ def test_a_lazy_server_is_refused_only_on_demand(stack: Stack, run_async) -> Non
     run_async(scenario(), timeout_s=80)
 
 
-def test_a_server_that_fsyncs_always_is_taken_without_a_word(stack: Stack, run_async) -> None:
+def test_a_server_that_fsyncs_always_is_taken_without_a_word(stack: Stack, run_async: RunAsync) -> None:
     """--require-sync and --monitor against the server that `toque dev` starts: no warning."""
 
     async def scenario() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from acceptance.load import Load
-from acceptance.stack import APPS, WORK, Stack, Terminal, children_of, eventually, is_alive
+from acceptance.stack import APPS, WORK, RunAsync, Stack, Terminal, children_of, eventually, is_alive
 
 from toque.client import Client
 
@@ -43,7 +43,7 @@ def state_of(stack: Stack) -> str:
     return (stack.dev / "dev.json").read_text()
 
 
-def test_ctrl_c_and_a_start_again_go_on(stack: Stack, terminals: list[Terminal], run_async) -> None:
+def test_ctrl_c_and_a_start_again_go_on(stack: Stack, terminals: list[Terminal], run_async: RunAsync) -> None:
     """300 instances, Ctrl-C in their middle, `toque dev` again: all complete, and each step was done exactly once."""
 
     async def scenario() -> None:
@@ -68,7 +68,7 @@ def test_ctrl_c_and_a_start_again_go_on(stack: Stack, terminals: list[Terminal],
     run_async(scenario(), timeout_s=110)
 
 
-def test_a_second_ctrl_c_ends_at_once(stack: Stack, terminals: list[Terminal], tmp_path: Path, run_async) -> None:
+def test_a_second_ctrl_c_ends_at_once(stack: Stack, terminals: list[Terminal], tmp_path: Path, run_async: RunAsync) -> None:
     """It does not wait for a callback that goes on and on: that one is cut, and done again by the next start."""
     gate = tmp_path / "gate"
 

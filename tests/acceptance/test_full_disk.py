@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from acceptance.load import Load
-from acceptance.stack import APPS, Stack, eventually, toque
+from acceptance.stack import APPS, RunAsync, Stack, eventually, toque
 
 from toque.client import Client
 from toque.errors import BrokerUnavailable, InstanceNotFound
@@ -59,7 +59,7 @@ def jetstream_on(disk: Path) -> str:
     return f'jetstream {{ store_dir: "{disk}", sync_interval: always, max_file_store: 1GB }}'
 
 
-def test_a_full_disk_loses_nothing(stack: Stack, small_disk: Path, run_async) -> None:
+def test_a_full_disk_loses_nothing(stack: Stack, small_disk: Path, run_async: RunAsync) -> None:
     """Creations end refused or unknown, pods show the dead journal; space and a restart of the server heal it.
 
     It lasts longer than the TTL, so that every session ends meanwhile. A small message may still fit into a page that

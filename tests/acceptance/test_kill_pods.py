@@ -11,7 +11,7 @@ import random
 import signal
 
 import pytest
-from acceptance.stack import FULL, Stack
+from acceptance.stack import FULL, RunAsync, Stack
 
 from toque.chaos.kill_pods import KillPods, Outcome, kill_pods
 from toque.client import Client
@@ -32,7 +32,7 @@ def assert_outcome(stack: Stack, outcome: Outcome) -> None:
     assert outcome.holds, "\n".join(outcome.lines())
 
 
-def test_five_kills_lose_nothing_and_repeat_nothing(stack: Stack, run_async) -> None:
+def test_five_kills_lose_nothing_and_repeat_nothing(stack: Stack, run_async: RunAsync) -> None:
     """1,000 instances × 5 steps on 3 supervised pods: nothing is lost or done twice, and cut work goes on at once."""
     options = KillPods(seed=seed(), within_s=WITHIN_S)
 
@@ -45,7 +45,7 @@ def test_five_kills_lose_nothing_and_repeat_nothing(stack: Stack, run_async) -> 
     run_async(scenario(), timeout_s=200)
 
 
-def test_a_death_that_nobody_sees_costs_the_ttl(stack: Stack, run_async) -> None:
+def test_a_death_that_nobody_sees_costs_the_ttl(stack: Stack, run_async: RunAsync) -> None:
     """Without a supervisor nobody ends the dead session: the others find out by themselves, within TTL + 2 s.
 
     Short form: 400 instances and 2 kills; with TOQUE_FULL=1 1,000 instances and 5 kills.

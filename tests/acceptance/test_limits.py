@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 from acceptance.load import Load
-from acceptance.stack import APPS, Stack, assert_holds, eventually, toque
+from acceptance.stack import APPS, RunAsync, Stack, assert_holds, eventually, toque
 
 from toque.chaos.five_steps import STEPS
 from toque.chaos.kill_pods import set_limit
-from toque.chaos.ledger_checks import Ledgered, Visit, check_l1
+from toque.chaos.ledger_checks import InstanceKey, Ledgered, Visit, check_l1
 from toque.client import Client, NewInstance
 
 pytestmark = pytest.mark.timeout(120)
@@ -41,7 +41,7 @@ def busy_share(visits: list[Visit], limit: int) -> float:
     return inside_ns / (lasted_ns * limit)
 
 
-def test_a_limit_holds_and_is_used_up(stack: Stack, run_async) -> None:
+def test_a_limit_holds_and_is_used_up(stack: Stack, run_async: RunAsync) -> None:
     """Limit 3 on two pods: never more than 3 instances inside, and rarely fewer while work waits."""
 
     async def scenario() -> None:
@@ -59,7 +59,7 @@ def test_a_limit_holds_and_is_used_up(stack: Stack, run_async) -> None:
     run_async(scenario(), timeout_s=110)
 
 
-def test_a_limit_is_changed_under_load(stack: Stack, run_async) -> None:
+def test_a_limit_is_changed_under_load(stack: Stack, run_async: RunAsync) -> None:
     """Raised live, more instances run within seconds; lowered live, none begins above it, and those inside end."""
 
     async def scenario() -> None:
@@ -98,7 +98,7 @@ async def leased_at_most(client: Client, limit: int) -> None:
     await eventually(lowered)
 
 
-def test_sleepers_hold_no_slot_and_wake_in_time(stack: Stack, run_async) -> None:
+def test_sleepers_hold_no_slot_and_wake_in_time(stack: Stack, run_async: RunAsync) -> None:
     """Limit 1 and 50 instances that sleep 3 s between two steps: all done in less than 10 s, and none woke early."""
 
     async def scenario() -> None:
@@ -120,7 +120,7 @@ def test_sleepers_hold_no_slot_and_wake_in_time(stack: Stack, run_async) -> None
     run_async(scenario(), timeout_s=110)
 
 
-def test_a_killed_pods_sleepers_wake_elsewhere(stack: Stack, run_async) -> None:
+def test_a_killed_pods_sleepers_wake_elsewhere(stack: Stack, run_async: RunAsync) -> None:
     """Sleepers of a pod that is killed while they sleep wake in time in another, and their first step is not repeated."""
 
     async def scenario() -> None:
@@ -143,7 +143,7 @@ def test_a_killed_pods_sleepers_wake_elsewhere(stack: Stack, run_async) -> None:
 
 def test_every_step_is_counted() -> None:
     """The share of busy slots is 1 when nothing is between the callbacks, and the sweep line counts instances."""
-    visits = [Visit(("w", f"i{lane}"), step, 1, "", 1, 1, "", 10 * index, 10 * index + 10, "ok")
+    visits = [Visit(InstanceKey("w", f"i{lane}"), step, 1, "", 1, 1, "", 10 * index, 10 * index + 10, "ok")
               for lane in range(3) for index, step in enumerate(STEPS)]
 
     assert busy_share(visits, 3) == 1

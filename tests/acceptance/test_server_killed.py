@@ -7,7 +7,7 @@ import time
 
 import pytest
 from acceptance.load import Load
-from acceptance.stack import Stack, assert_holds, eventually
+from acceptance.stack import RunAsync, Stack, assert_holds, eventually
 
 from toque.chaos.five_steps import RETRIES
 from toque.chaos.ledger_checks import check_e3
@@ -19,7 +19,7 @@ CREATORS = 4
 SHORT_TTL_S = 2.0
 
 
-def test_pods_go_on_when_the_server_comes_back(stack: Stack, run_async) -> None:
+def test_pods_go_on_when_the_server_comes_back(stack: Stack, run_async: RunAsync) -> None:
     """300 instances and creations all the while: no pod restarts, nothing acknowledged is lost or done twice."""
 
     async def scenario() -> None:
@@ -42,7 +42,7 @@ def test_pods_go_on_when_the_server_comes_back(stack: Stack, run_async) -> None:
     run_async(scenario(), timeout_s=110)
 
 
-def test_an_outage_longer_than_the_ttl_loses_nothing(stack: Stack, run_async) -> None:
+def test_an_outage_longer_than_the_ttl_loses_nothing(stack: Stack, run_async: RunAsync) -> None:
     """Every session ends meanwhile; the same processes open new ones and go on."""
 
     async def scenario() -> None:

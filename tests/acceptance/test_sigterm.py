@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from acceptance.load import Load
-from acceptance.stack import APPS, WORK, Stack, eventually
+from acceptance.stack import APPS, WORK, RunAsync, Stack, eventually
 
 from toque.client import Client
 
@@ -18,7 +18,7 @@ GRACE_S = 2.0
 EXIT_MARGIN_S = 2.0
 
 
-def test_a_pod_that_ends_in_order_repeats_nothing(stack: Stack, run_async) -> None:
+def test_a_pod_that_ends_in_order_repeats_nothing(stack: Stack, run_async: RunAsync) -> None:
     """300 instances, SIGTERM to one pod in their middle: exit 0 within the grace, and each step was done exactly once."""
 
     async def scenario() -> None:
@@ -43,7 +43,7 @@ def test_a_pod_that_ends_in_order_repeats_nothing(stack: Stack, run_async) -> No
     run_async(scenario(), timeout_s=110)
 
 
-def test_only_what_outlasts_the_grace_is_cut(stack: Stack, tmp_path: Path, run_async) -> None:
+def test_only_what_outlasts_the_grace_is_cut(stack: Stack, tmp_path: Path, run_async: RunAsync) -> None:
     """A callback longer than --grace is cut by the exit and done again elsewhere; all others are done once."""
     gate = tmp_path / "gate"
     app = str(APPS / "kitchen.py")
@@ -78,7 +78,7 @@ def test_only_what_outlasts_the_grace_is_cut(stack: Stack, tmp_path: Path, run_a
     run_async(scenario(), timeout_s=110)
 
 
-def test_a_lone_pod_hands_over_to_its_next_start(stack: Stack, run_async) -> None:
+def test_a_lone_pod_hands_over_to_its_next_start(stack: Stack, run_async: RunAsync) -> None:
     """SIGTERM of the only pod, and a start in the same directory: it goes on, and each step was done exactly once."""
 
     async def scenario() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 from acceptance.load import Load
-from acceptance.stack import Stack, assert_holds, eventually
+from acceptance.stack import RunAsync, Stack, assert_holds, eventually
 
 from toque.chaos.ledger import ENTER, EXIT, MARK, Entry
 from toque.chaos.ledger_checks import KILLED, check_l1, check_recovery, pair
@@ -68,7 +68,7 @@ async def loses_its_stations(client: Client, pod: str) -> bool:
     return pod not in owners and "" not in owners
 
 
-def test_a_stopped_pod_loses_its_work_and_comes_back(stack: Stack, run_async) -> None:
+def test_a_stopped_pod_loses_its_work_and_comes_back(stack: Stack, run_async: RunAsync) -> None:
     """Its instances go on elsewhere within TTL + 2 s, its late results count for nothing, and it serves again."""
 
     async def scenario() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 
 import pytest
-from acceptance.stack import Stack, eventually, toque
+from acceptance.stack import RunAsync, Stack, eventually, toque
 
 from toque.chaos.five_steps import WORKFLOW, Order, result_of
 from toque.client import Client
@@ -14,7 +14,7 @@ from toque.client import Client
 pytestmark = pytest.mark.timeout(90)
 
 
-def test_an_unserved_workflow_is_said_so_and_keeps_its_queue(stack: Stack, run_async) -> None:
+def test_an_unserved_workflow_is_said_so_and_keeps_its_queue(stack: Stack, run_async: RunAsync) -> None:
     """`workflows`, `queues` and `trigger` say that no pod serves it; what was created runs when one does."""
 
     async def scenario() -> None:

@@ -310,7 +310,7 @@ class World:
                 counts |= {f"{station} engines": len(held.engines), f"{station} ids": len(held.by_id),
                            f"{station} armed": len(held._armed), f"{station} leaving": len(held._leaving),
                            f"{station} waiters": len(held.waiters), f"{station} at the gate": len(held._at_gate),
-                           f"{station} inside": held.inside}
+                           f"{station} inside": held.inside, f"{station} admitting": len(held._admitting)}
                 counts |= {f"{station} {name} slots": chef.slots_in_use for name, chef in held.souschefs.items()}
                 counts |= {f"{station} {name} under way": len(chef._under_way) for name, chef in held.souschefs.items()}
                 counts |= {f"{station} {name} buffered": chef.waiting for name, chef in held.souschefs.items()}

@@ -1,0 +1,189 @@
+"""The reader of one workflow's queue: what it says to be committed was read, and handled (protocol rule 11)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from toque import _subjects as subjects
+from toque._accounts import ensure_account, ensure_queue_stream
+from toque._protocol import AccountRecord
+from toque._subjects import StationId, station_number
+from toque.sim.loop import run
+from toque.storage.memory_broker import DELAY
+from toque.storage.memory_bus import MemoryBroker, MemoryBus
+from toque.workers.queue_reader import QueueReader
+from toque.workers.slots import Slots
+from toque.workers.souschef import SousChef
+from toque.workflow import Step, Workflow, WorkflowEvent
+
+STATIONS = 2
+FIRST, SECOND = StationId(1, 0), StationId(1, 1)
+QUEUE = subjects.queue_stream("main", "work")
+SOON_S = 0.5
+
+
+class Work(Workflow[int, int], name="work"):
+    async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+        return event.payload
+
+
+class Owner:
+    """A station that admits nothing by itself, and knows what the test says."""
+
+    def __init__(self, station: StationId) -> None:
+        self.id = station
+        self.known: set[str] = set()
+
+    def knows(self, workflow: str, instance_id: str) -> bool:
+        return instance_id in self.known
+
+    def is_admitting(self, workflow: str, instance_id: str) -> bool:
+        return False
+
+    def may_admit(self) -> bool:
+        return True
+
+    def in_time(self) -> bool:
+        return True
+
+
+class Bench:
+    """A queue stream, and a reader for its first station."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker(random.Random(1))
+        self.bus, self.other = MemoryBus(self.broker), MemoryBus(self.broker)
+        self.slots = Slots(may_start=lambda: False)
+        self.slots.ceiling = 100
+        self.reader = QueueReader(self.bus, "main", "work", self.slots, session="a-1")
+
+    async def opened(self) -> Bench:
+        account, layout = await ensure_account(self.other, "main",
+                                               defaults=AccountRecord(name="main", stations=STATIONS))
+        await ensure_queue_stream(self.other, account, layout, "work")
+        self.first, self.second = (SousChef(Owner(it), "work", Work) for it in (FIRST, SECOND))
+        self.reader.add(self.first)
+        self.running = asyncio.create_task(self.reader.run())
+        await asyncio.sleep(SOON_S)
+        return self
+
+    async def publish(self, station: StationId, count: int) -> list[int]:
+        """Returns the sequences of so many creations at the station."""
+        ids = [f"i{number}" for number in range(10 * count) if station_number(f"i{number}", STATIONS) == station.number]
+        return [(await self.other.publish(subjects.create("main", "work", it), b"7")).sequence for it in ids[:count]]
+
+
+def on_bench(check: Callable[[Bench], Awaitable[None]]) -> None:
+    async def main() -> None:
+        bench = await Bench().opened()
+        await check(bench)
+        bench.running.cancel()
+
+    run(main(), seed=1)
+
+
+def test_everything_was_read_where_nothing_is_queued():
+    """The position is the stream's end, so that one idle station does not hold the purge of all others."""
+
+    async def check(bench: Bench) -> None:
+        last = (await bench.publish(SECOND, 5))[-1]
+
+        assert await bench.reader.positions() == {FIRST: last}
+
+    on_bench(check)
+
+
+def test_what_waits_is_not_committed():
+    """The position stands right before the oldest message that is not handled yet."""
+
+    async def check(bench: Bench) -> None:
+        await bench.publish(SECOND, 2)
+        oldest = (await bench.publish(FIRST, 3))[0]
+        await asyncio.sleep(SOON_S)
+
+        assert await bench.reader.positions() == {FIRST: oldest - 1}
+
+    on_bench(check)
+
+
+def test_what_was_not_pulled_is_not_committed():
+    """More is queued than there are slots and prefetch for: the reader cannot know what lies beyond."""
+
+    async def check(bench: Bench) -> None:
+        sequences = await bench.publish(FIRST, 200)
+        await asyncio.sleep(SOON_S)
+        assert 0 < bench.first.waiting < 200
+        bench.first._owner.known = {it for it, _ in bench.first._buffer}
+        bench.first.admit_next()  # all that was pulled is known, and dropped
+        bench.slots.ceiling = 0
+        position = (await bench.reader.positions())[FIRST]
+
+        assert position < sequences[-1]
+        assert bench.first.waiting == 0
+
+    on_bench(check)
+
+
+def test_a_station_that_joins_meanwhile_is_not_said_to_be_read():
+    """"Read to the end" was asked for the consumer before: its messages would be purged, and nobody would run them."""
+
+    async def check(bench: Bench) -> None:
+        oldest = (await bench.publish(SECOND, 5))[0]
+        bench.broker.fail_next(f"$JS.API.STREAM.INFO.{QUEUE}", DELAY, times=2, delay_s=0.2)
+        asking = asyncio.create_task(bench.reader.positions())
+        await asyncio.sleep(0.05)
+        bench.reader.add(bench.second)
+
+        assert (await asking).get(SECOND, 0) < oldest
+
+    on_bench(check)
+
+
+def test_a_consumer_that_is_made_anew_meanwhile_takes_the_answer_back():
+    """Its buffer is forgotten: what waited in it will be delivered again, and is not handled."""
+
+    async def check(bench: Bench) -> None:
+        oldest = (await bench.publish(FIRST, 5))[0]
+        await asyncio.sleep(SOON_S)
+        bench.broker.fail_next(f"$JS.API.STREAM.INFO.{QUEUE}", DELAY, times=2, delay_s=0.2)
+        asking = asyncio.create_task(bench.reader.positions())
+        await asyncio.sleep(0.05)
+        bench.reader.add(bench.second)
+
+        assert (await asking).get(FIRST, 0) < oldest
+
+    on_bench(check)
+
+
+def test_a_stream_that_was_made_anew_is_read_from_its_start():
+    """No cursor outlives its stream; nothing is committed in a stream that was not read."""
+
+    async def check(bench: Bench) -> None:
+        await bench.publish(FIRST, 3)
+        await asyncio.sleep(SOON_S)
+        await bench.other.delete_stream(QUEUE)
+        account, layout = await ensure_account(bench.other, "main")
+        await ensure_queue_stream(bench.other, account, layout, "work")
+        fresh = (await bench.publish(FIRST, 2))[0]
+        assert await bench.reader.positions() == {}
+        await asyncio.sleep(SOON_S)
+
+        assert await bench.reader.positions() == {FIRST: fresh - 1}
+
+    on_bench(check)
+
+
+def test_messages_of_a_station_that_left_are_ignored():
+    """They belong to its next owner."""
+
+    async def check(bench: Bench) -> None:
+        bench.reader.remove(FIRST)
+        await bench.publish(FIRST, 3)
+        await asyncio.sleep(SOON_S)
+
+        assert bench.first.waiting == 0
+        assert await bench.reader.positions() == {}
+
+    on_bench(check)
