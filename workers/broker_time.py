@@ -14,6 +14,7 @@ from toque.storage.ports import Clock
 ERROR_MAX_S = 0.5
 SAMPLE_AGE_MAX_S = 10.0
 DRIFT_MAX = 0.0005  # of a host's clock against the server's: far more than NTP corrects by slewing
+ROUNDING_MS = 2  # the server's time and ours are both cut to whole milliseconds
 
 
 class BrokerTime:
@@ -49,8 +50,8 @@ class BrokerTime:
         return max(0.0, self._clock.boottime() - self._sampled_at) * DRIFT_MAX
 
     def latest_ms(self) -> int:
-        """Broker time in ms, never behind it: a wait counted from here is never short."""
-        return self.now_ms() + ceil((min(self._error_s, ERROR_MAX_S) + 2 * self._drift_s()) * 1000)
+        """Broker time in ms, never behind it: a wait counted from here is never short. Only after the first sample."""
+        return self.now_ms() + ROUNDING_MS + ceil((self._error_s / (1 - DRIFT_MAX) + 2 * self._drift_s()) * 1000)
 
     def now_ms(self) -> int:
         """Broker time in ms, never ahead of it, never going back."""

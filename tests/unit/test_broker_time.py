@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toque.workers.broker_time import ERROR_MAX_S, SAMPLE_AGE_MAX_S, BrokerTime
+from toque.workers.broker_time import DRIFT_MAX, ERROR_MAX_S, SAMPLE_AGE_MAX_S, BrokerTime
 
 BROKER_AHEAD_MS = 1_000_000
 
@@ -34,6 +34,25 @@ def test_now_is_behind_the_broker_by_the_way_back_at_most(way_out_s: float, way_
 
     truth = BROKER_AHEAD_MS + clock.now * 1000
     assert truth - (way_out_s + way_back_s) * 1000 - 8 <= time.now_ms() <= truth
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2), st.floats(0.1, 12)), min_size=1, max_size=8),
+       st.floats(-DRIFT_MAX * 0.999, DRIFT_MAX * 0.999))
+def test_broker_time_lies_within_its_bounds(exchanges: list[tuple[float, float, float]], drift: float) -> None:
+    """E5: whatever the ways took, and though the pod's clock drifts, a timer that waits for `now_ms` is never early and a
+    wait that is counted from `latest_ms` never short."""
+    clock = HandClock()
+    time = BrokerTime(clock)
+    true_ms = float(BROKER_AHEAD_MS)
+    for way_out_s, way_back_s, later_s in exchanges:
+        sent = clock.now
+        clock.now += (way_out_s + way_back_s) * (1 + drift)
+        time.sample(sent=sent, received=clock.now, server_ms=int(true_ms + way_out_s * 1000))
+        clock.now += later_s * (1 + drift)
+        true_ms += (way_out_s + way_back_s + later_s) * 1000
+
+        assert time.now_ms() <= true_ms + 1e-6
+        assert time.latest_ms() >= true_ms - 1e-6
 
 
 def test_without_a_good_sample_it_is_not_ready() -> None:
