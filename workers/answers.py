@@ -305,12 +305,15 @@ class Answers:
     async def _queue_message(self, request: InstanceRequest) -> Message | None:
         subject = subjects.queue(self._station.account, request.workflow, self._station.id, request.id)
         try:
-            return await self._context.bus.last_message(
+            message = await self._context.bus.last_message(
                 subjects.queue_stream(self._station.account, request.workflow), subject)
         except BusError as error:
             if error.code == BusError.STREAM_NOT_FOUND:
                 return None
             raise
+        souschef = self._station.souschefs.get(request.workflow)
+        is_parked = message is not None and souschef is not None and souschef.is_parked(message.sequence)
+        return None if is_parked else message
 
     async def _queued(self, request: InstanceRequest) -> InstanceView | None:
         message = await self._queue_message(request)

@@ -81,13 +81,12 @@ class ControlWatch:
     def _see(self, session: str, message: Message) -> None:
         record = decode_session(message)
         seen = self.sessions.get(session)
+        if record is None and seen is not None and seen.record is not None and seen.record.ended:
+            del self.sessions[session]  # it was over long ago, and now its key is gone too
+            return
         if seen is None:
             seen = self.sessions[session] = SeenSession(session, record, self._clock.boottime())
         seen.record = record
         if record is not None and not record.ended:
             seen.seen_at = self._clock.boottime()
             seen.ttl_s = record.ttl_s
-
-    def forget(self, session: str) -> None:
-        """Drop an ended session that nobody asks for any more."""
-        self.sessions.pop(session, None)

@@ -56,7 +56,13 @@ class Ownership:
         self._dropping: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
         self.leaving = False
-        context.control.on_change(lambda what: self._news.set())
+
+    def control_changed(self, what: str) -> None:
+        """Told by the pod: "account", "layout" or "session.<id>" of the control bucket is another one now."""
+        self._news.set()
+        if what == "account":
+            for gatekeeper, _, _ in self._gates.values():
+                gatekeeper.limits_changed()
 
     def all_stations(self) -> list[StationId]:
         return [StationId(generation, number) for generation, count in self._context.control.layout.generations
@@ -204,7 +210,6 @@ class Ownership:
             context.store.leases(held.id), context.control, context.clock, epoch=held.commits.tail.header.epoch,
             commit=held.commits.submit, now_ms=held.now_ms, respond=context.bus.respond, in_time=held.in_time,
             nudge=lambda: context.bus.emit(subjects.gatekeeper_nudge(context.account), b""))
-        context.control.on_change(lambda what: gatekeeper.limits_changed() if what == "account" else None)
         subscription = await context.bus.subscribe(subjects.gatekeeper(context.account), gatekeeper.handle)
         self._gates[held.id] = (gatekeeper, subscription, asyncio.get_running_loop().create_task(self._sweep(gatekeeper)))
 

@@ -26,7 +26,7 @@ from toque._app import App
 from toque._logging import configure, get_logger
 from toque._protocol import AccountRecord, Layout, PodView, SessionRecord, encode, is_json
 from toque._subjects import StationId
-from toque.errors import AppError, SetupError, ToqueError, Unavailable
+from toque.errors import SetupError, ToqueError, Unavailable
 from toque.storage.journal import Journal
 from toque.storage.lmdb_store import LmdbStore, set_aside
 from toque.storage.nats_bus import NatsBus
@@ -128,6 +128,7 @@ class Pod:
         self._leasing: Leasing | None = None
         self._keeper: Keeper | None = None
         self.ownership: Ownership | None = None
+        self.context.control.on_change(self._control_changed)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -240,6 +241,10 @@ class Pod:
                 self._sessionless = f"no new session can be opened: {error}"
                 _log.info("no new session yet", why=str(error))
                 await asyncio.sleep(REOPEN_S)
+
+    def _control_changed(self, what: str) -> None:
+        if self.ownership is not None:
+            self.ownership.control_changed(what)
 
     def _announce(self, *, leaving: bool = False) -> None:
         if self._keeper is None or self.ownership is None:
@@ -409,5 +414,6 @@ async def _enter_lifespan(app: App, stack: AsyncExitStack) -> object:
         return None
     try:
         return await stack.enter_async_context(app.lifespan())
-    except Exception as error:  # user code
-        raise AppError(f"the lifespan of {app.reference} raised {type(error).__name__}: {error}") from error
+    except Exception as error:  # user code: a database that does not answer yet, most often
+        _log.warning("the lifespan raised", exc_info=error)
+        raise Unavailable(f"the lifespan of {app.reference} raised {type(error).__name__}: {error}") from error

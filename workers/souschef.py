@@ -28,7 +28,6 @@ class SousChef:
         self.workflow = workflow
         self.flow = flow
         self.slots_in_use = 0
-        self.parked = 0
         self.handled: deque[int] = deque()  # sequences that are committed and still in the stream: no longer queued
         self._buffer: deque[tuple[str, Message]] = deque()
         self._dropped: dict[str, int] = {}  # messages under way whose ids a control operation is admitting
@@ -112,6 +111,10 @@ class SousChef:
         else:
             self.handled.append(sequence)
 
+    def is_parked(self, queue_sequence: int) -> bool:
+        """Whether this message can never become an instance, though it still lies in the stream."""
+        return queue_sequence in self._set_aside
+
     def may_purge(self) -> bool:
         """Whether the station is surely still ours."""
         return self._owner.in_time()
@@ -119,7 +122,6 @@ class SousChef:
     def _park(self, message: Message, reason: str) -> None:
         self._under_way[message.sequence] = False
         self._set_aside.add(message.sequence)
-        self.parked += 1
         self._owner.park(Parked(0, 0, 0, self._owner.now_ms(), self.workflow, message.sequence, message.subject,
                                 reason), message)
 

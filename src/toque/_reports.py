@@ -94,6 +94,8 @@ class QueueReport:
     workflow: str
     queued: int
     limit: int
+    parked: int
+    """Messages that could not become instances, still kept for people to look at (30 days at most)."""
     oldest: datetime | None
     """When the oldest queued creation was stored (UTC); None when nothing is queued, or it was not found in time."""
     oldest_age_s: float | None
@@ -196,7 +198,8 @@ class Reports:
         return [await self._queue(workflow, account.queue_limit, stations, count_stations) for workflow in workflows]
 
     async def _queue(self, workflow: str, limit: int, stations: list[StationReport], count: bool) -> QueueReport:
-        info = await self._bus.stream_info(_subjects.queue_stream(self._account, workflow))
+        info, parked = await asyncio.gather(
+            self._bus.stream_info(_subjects.queue_stream(self._account, workflow)), self._parked(workflow))
         parts = await _gather_bounded([self._part(workflow, report, count) for report in stations])
         views = [_queue_view(report, workflow) for report in stations]
         behind = sum(view.purgeable for view in views if view is not None)
@@ -204,10 +207,15 @@ class Reports:
         queued = max(info.messages - behind, 0) if lagging else 0
         oldest_ms = await self._oldest_ms(workflow, lagging) if queued else None
         return QueueReport(
-            workflow=workflow, queued=queued, limit=limit,
+            workflow=workflow, queued=queued, limit=limit, parked=parked,
             oldest=None if oldest_ms is None else datetime.fromtimestamp(oldest_ms / 1000, UTC),
             oldest_age_s=None if oldest_ms is None else max(0.0, (info.server_time_ms - oldest_ms) / 1000),
             stations=parts)
+
+    async def _parked(self, workflow: str) -> int:
+        info = await self._bus.stream_info(_subjects.dead_stream(self._account),
+                                           subjects_filter=_subjects.dead(self._account, "*", workflow))
+        return sum(info.subjects.values())
 
     async def _part(self, workflow: str, report: StationReport, count: bool) -> StationQueue:
         stream = _subjects.queue_stream(self._account, workflow)

@@ -12,7 +12,7 @@ ToqueError
 │   ├── InstanceExists        the id belongs to another creation
 │   ├── InstanceNotFound      an owner said so: no instance of this id
 │   └── InstanceEnded         the operation needs a live instance
-├── Unavailable               nothing is known to be wrong with the call: try again
+├── Unavailable               nothing is known to be wrong with the call (or a lifespan raised): try again
 │   ├── OwnerAway             no pod answers for the station; says what is known
 │   ├── BrokerUnavailable     no connection, a time-out (outcome unknown), a write-dead stream
 │   ├── ResultTimeout         result(): not ended within the time-out; it goes on

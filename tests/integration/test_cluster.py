@@ -272,6 +272,29 @@ def test_code_that_breaks_is_not_started_in_a_loop(stage: Stage, run_async: RunA
     run_async(scenario(), timeout_s=90)
 
 
+def test_a_lifespan_that_raises_is_tried_again(stage: Stage, run_async: RunAsync) -> None:
+    """A database that is away when a pod starts costs that start and no more: no change of the code is waited for."""
+    away = stage.gates / "away"
+    stage.app.write_text(APP + textwrap.dedent(f"""
+        from contextlib import asynccontextmanager
+        @asynccontextmanager
+        async def lifespan():
+            if Path({str(away)!r}).exists():
+                raise ConnectionError("the database is away")
+            yield
+    """))
+
+    async def scenario() -> None:
+        async with stage.running(pods=1) as (cluster, client):
+            away.touch()
+            cluster.pods["pod-1"].send(signal.SIGKILL)
+            await eventually(lambda: stage.said("ConnectionError: the database is away"))
+            away.unlink()
+            assert await (await client.create("greet", "you")).result("20 seconds") == "hello you"
+
+    run_async(scenario(), timeout_s=60)
+
+
 def test_pods_die_with_a_killed_supervisor(stage: Stage, run_async: RunAsync) -> None:
     """kill -9 of `toque dev` leaves no process behind, and the next one starts in the same directory."""
     dev = start_dev(stage)

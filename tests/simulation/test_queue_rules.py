@@ -465,6 +465,25 @@ def test_what_has_no_legal_form_is_parked_with_its_reason():
     play(story)
 
 
+def test_a_parked_message_is_no_instance_though_it_still_lies_in_the_queue():
+    """Closes: R1: until the purge its id is told as queued, and then as unknown."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        client = world.client()
+        await world.publish("work", "large", b'"' + b"x" * PAYLOAD_MAX + b'"')
+        await world.until(lambda: world.records(r.Parked), "it is parked")
+
+        with pytest.raises(InstanceNotFound):
+            await client.handle("work", "large").status()
+        assert world.queued("work")
+        [report] = await client.queues()
+        assert report.parked == 1
+
+    play(story)
+
+
 def test_a_message_is_parked_before_it_is_recorded():
     """Closes: the pod records that it has set a message aside, dies, and nobody has it. While the dead stream takes
     nothing no record says "parked", and the message stays queued, over the death of the pod too."""

@@ -14,7 +14,7 @@ from toque._protocol import AccountRecord, SessionRecord
 from toque.sim.loop import VirtualClock, run
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
 from toque.workers.control import ControlWatch
-from toque.workers.session import end_session, ttl_header
+from toque.workers.session import ENDED_TTL_S, end_session, ttl_header
 
 SOON_S = 0.1
 TTL_S = 5.0
@@ -93,6 +93,21 @@ def test_an_expired_session_is_not_live():
         assert seen.expired
         assert not seen.live
         assert bench.watch.live_sessions() == []
+
+    on_bench(check)
+
+
+def test_an_ended_session_is_forgotten_when_its_key_is_gone():
+    """Else a pod's memory grows with every session that ever was, and an ended one would look expired."""
+
+    async def check(bench):
+        await bench.renew()
+        await end_session(bench.writer, "main", "a-1", reason="left", by="a", over_live=True)
+        await asyncio.sleep(SOON_S)
+        assert bench.watch.sessions["a-1"].record.ended == "left"
+        await asyncio.sleep(ENDED_TTL_S + 2)
+
+        assert not bench.watch.sessions
 
     on_bench(check)
 

@@ -20,7 +20,7 @@ def looks_at(*, after_ms: int, successor_lives: bool) -> bool:
     async def main() -> bool:
         sessions = {"successor": SimpleNamespace(live=successor_lives)}
         context: Any = SimpleNamespace(
-            session=SimpleNamespace(id="me"), control=SimpleNamespace(sessions=sessions, on_change=lambda hear: None),
+            session=SimpleNamespace(id="me"), control=SimpleNamespace(sessions=sessions),
             broker_time=SimpleNamespace(now_ms=lambda: RELEASED_AT_MS + after_ms))
         ownership = Ownership(context, on_change=lambda: None, on_station=lambda station: None,
                               on_gone=lambda station: None, on_halted=lambda error: None)

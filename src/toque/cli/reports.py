@@ -63,7 +63,9 @@ async def queues(connection: Connection, output: OutputOption = Format.TABLE,
                                                     "position, lag, instances")] = False) -> int:
     """Show the queue of each workflow.
 
-    How many are queued, the age of the oldest, the limit; with --stations, how far each station's owner has got.
+    How many are queued, the age of the oldest, the limit, and how many messages were parked because they could not
+    become instances (`nats stream view toque+ACCOUNT+dead` shows them and why); with --stations, how far each
+    station's owner has got.
     """
     async with connection.client() as client:
         reports = await client.queues(count_stations=by_station)
@@ -80,10 +82,10 @@ async def queues(connection: Connection, output: OutputOption = Format.TABLE,
              _known(part.lag), part.prefetched, _counts(part.counts)] for report in reports for part in report.stations]
         return _report(reports, columns, rows, output, empty=empty,
                        numbers={"queued", "committed", "lag", "prefetched"})
-    columns = ["workflow", "queued", "oldest", "limit", "instances"]
-    rows = [[report.workflow, f"{report.queued:,}", _age(report.oldest_age_s), f"{report.limit:,}",
+    columns = ["workflow", "queued", "oldest", "limit", "parked", "instances"]
+    rows = [[report.workflow, f"{report.queued:,}", _age(report.oldest_age_s), f"{report.limit:,}", f"{report.parked:,}",
              _counts(_total(part.counts for part in report.stations))] for report in reports]
-    return _report(reports, columns, rows, output, empty=empty, numbers={"queued", "oldest", "limit"})
+    return _report(reports, columns, rows, output, empty=empty, numbers={"queued", "oldest", "limit", "parked"})
 
 
 def _report(reports: Sequence[Any], columns: Sequence[str], rows: Sequence[Sequence[object]], output: Format, *,
