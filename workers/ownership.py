@@ -55,6 +55,7 @@ class Ownership:
         self._not_before: dict[StationId, float] = {}
         self._dropping: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
+        self._claims = asyncio.Lock()  # held while a claim is under way
         self.leaving = False
 
     def control_changed(self, what: str) -> None:
@@ -110,7 +111,8 @@ class Ownership:
             held = self.stations.get(station)
             if held is None and session == mine:
                 try:
-                    await self._claim(station)
+                    async with self._claims:
+                        await self._claim(station)
                 except (BusTimeout, BusError, NoResponders) as error:
                     _log.info("claim put off", station=str(station), why=str(error))
                 except JournalHalted as error:
@@ -128,7 +130,7 @@ class Ownership:
     # -- claiming ------------------------------------------------------------------------------------------------------
 
     async def _claim(self, station: StationId) -> None:
-        if self._now() < self._not_before.get(station, 0.0):
+        if self.leaving or self._now() < self._not_before.get(station, 0.0):
             return
         context = self._context
         session = context.session
@@ -265,11 +267,14 @@ class Ownership:
         self.leaving = True
         for task in list(self._moving.values()):
             task.cancel()
+        give_up = self._now() + patience_s
+        if await within(self._claims.acquire(), patience_s):  # what is being claimed is handed over with the others
+            self._claims.release()
         others = {record.session: record for record in self._context.control.live_sessions()
                   if record.session != self._context.session.id and not record.leaving}
         targets = spread(self.all_stations(), others, _owners(others))  # as the others see it: see _wanted
         await asyncio.gather(*(
-            self._hand_over(held, targets.get(held.id, ""), patience_s, ending=True)
+            self._hand_over(held, targets.get(held.id, ""), max(0.0, give_up - self._now()), ending=True)
             for held in list(self.stations.values())
         ))
         return not self.stations

@@ -229,6 +229,24 @@ def test_others_wait_two_seconds_for_a_named_successor():
     play(story)
 
 
+@pytest.mark.parametrize("after_ms", range(0, 60, 5))
+def test_sigterm_while_stations_are_claimed_releases_them_all(after_ms):
+    """Closes: a claim is under way when SIGTERM comes, the pod owns the station from then on and nobody hands it over:
+    its session ends without a release, which counts as an interruption and warns of callbacks that were cut."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.passes(after_ms / 1000)
+        await a.stop()
+
+        assert a.exit_code == 0
+        for station in world.stations():
+            groups = world.journal(station)
+            assert not groups or any(isinstance(record, r.Released) for record in groups[-1].records), groups[-1]
+
+    play(story, seed=after_ms)
+
+
 def test_async_callbacks_get_their_time_before_a_move():
     """Closes: a pod joins, and the callbacks of the stations that go to it are cut. Half a minute is granted."""
 
