@@ -37,21 +37,22 @@ class Op(msgspec.Struct, omit_defaults=True):
     value: str = ""  # of result: the output, or a digest of it; of failed and unknown: why
 
 
-class History:
-    """Writes the log. Every line is written out at once, so a killed client leaves what it knew."""
+class OpLog:
+    """Logs operations: `write` gets each one when it is invoked, and again when it has returned."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab", buffering=0)
+    def __init__(self, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
-        self._encoder = msgspec.json.Encoder()
         self._last = 0
+
+    def write(self, op: Op) -> None:
+        """Keep what is known of the operation now."""
+        raise NotImplementedError
 
     def invoke(self, op: str, workflow: str = "", instance: str = "") -> Op:
         """The operation is about to be sent."""
         self._last += 1
         invoked = Op(self._last, op, workflow, instance, self._clock())
-        self._write(invoked)
+        self.write(invoked)
         return invoked
 
     def ok(self, op: Op, *, instance: str = "", status: str = "", value: str = "") -> None:
@@ -84,6 +85,23 @@ class History:
             raise
         self.ok(invoked, status=invoked.status, value=invoked.value)
 
+    def _returned(self, op: Op, outcome: str, status: str, value: str) -> None:
+        op.returned_ns, op.outcome, op.status, op.value = self._clock(), outcome, status, value
+        self.write(op)
+
+
+class History(OpLog):
+    """Writes the log. Every line is written out at once, so a killed client leaves what it knew."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        super().__init__(clock=clock)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab", buffering=0)
+        self._encoder = msgspec.json.Encoder()
+
+    def write(self, op: Op) -> None:
+        self._file.write(self._encoder.encode(op) + b"\n")
+
     def close(self) -> None:
         self._file.close()
 
@@ -92,13 +110,6 @@ class History:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _returned(self, op: Op, outcome: str, status: str, value: str) -> None:
-        op.returned_ns, op.outcome, op.status, op.value = self._clock(), outcome, status, value
-        self._write(op)
-
-    def _write(self, op: Op) -> None:
-        self._file.write(self._encoder.encode(op) + b"\n")
 
 
 def read_history(path: Path) -> list[Op]:

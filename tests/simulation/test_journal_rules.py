@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from simulation.checks import check_all, check_chains, check_fold, check_steps, replayed
-from simulation.world import World, account, play, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque._subjects import StationId
 from toque.client import NewInstance
+from toque.sim.checks import check_all, check_chains, check_fold, check_steps, replayed
+from toque.sim.world import World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import fold
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from simulation.checks import check_chains
-from simulation.world import World, account, play, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque.errors import InstanceExists
+from toque.sim.checks import check_chains
+from toque.sim.world import World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 
 SEEDS = [1, 2, 3]

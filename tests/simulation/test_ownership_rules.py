@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from simulation.checks import check_all, check_chains, check_steps
-from simulation.world import TTL_S, World, account, play, steps_workflow
 
 from toque import _subjects as subjects
 from toque._subjects import StationId
-from toque.sim.process import State
+from toque.sim.checks import check_all, check_chains, check_steps
+from toque.sim.process import State, work_in_thread
+from toque.sim.world import TTL_S, World, account, play, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DROP_BEFORE
 from toque.workers.ownership import MOVE_PATIENCE_S, RELEASED_ANYONE_S
@@ -302,11 +302,11 @@ def test_a_station_with_a_thread_inside_is_not_moved():
 
         def blocking(ctx: StepContext) -> int:
             with world.history.inside(ctx):
+                work_in_thread(70.0)
                 return 7
 
         app = world.app(Threaded)
         a = await world.start_pod("a", app)
-        a.callbacks.thread_s = 70.0
         await world.all_owned()
         ids = [world.ids_at(station, 1)[0] for station in world.stations()]
         for instance in ids:

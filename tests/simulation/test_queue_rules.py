@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from simulation.checks import check_all, check_chains, check_once
-from simulation.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque._accounts import ensure_queue_stream
@@ -14,7 +12,9 @@ from toque._payload import PAYLOAD_MAX
 from toque._subjects import StationId
 from toque.client import NewInstance
 from toque.errors import InstanceEnded, InstanceExists, InstanceNotFound, OwnerAway, PayloadTooLarge
+from toque.sim.checks import check_all, check_chains, check_once
 from toque.sim.node import PodNode
+from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER
 from toque.storage.ports import BusError

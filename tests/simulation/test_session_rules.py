@@ -6,12 +6,13 @@ import asyncio
 
 import msgspec
 import pytest
-from simulation.checks import check_all, check_chains, check_steps
-from simulation.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque._protocol import Answer, InstanceRequest, encode
 from toque.errors import OwnerAway
+from toque.sim.checks import check_all, check_chains, check_steps
+from toque.sim.process import work_in_thread
+from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER
 from toque.workers.keeper_thread import EXIT_FENCED
@@ -122,14 +123,15 @@ def test_async_callbacks_are_cancelled_at_the_deadline():
 
 
 def threaded(world: World):
-    """A workflow whose one step runs in a thread."""
+    """A workflow whose one step runs in a thread; on pod `a` it takes very long."""
 
     class Threaded(Workflow[int, int], name="work"):
         async def run(self, event: WorkflowEvent[int], step: Step) -> int:
             return await step.do("s1", blocking)
 
     def blocking(ctx: StepContext) -> int:
-        with world.history.inside(ctx):
+        with world.history.inside(ctx) as visit:
+            work_in_thread(300.0 if visit.pod == "a" else 0.0)
             return 7
 
     return world.app(Threaded)
@@ -141,7 +143,6 @@ def test_a_process_with_a_thread_inside_ends_with_its_session():
     async def story(world: World) -> None:
         app = threaded(world)
         a = await world.start_pod("a", app)
-        a.callbacks.thread_s = 300.0
         await world.all_owned()
         await world.publish("work", "one")
         await world.until(lambda: world.history.entries, "it is inside")

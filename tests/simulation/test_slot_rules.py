@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from simulation.checks import check_all, check_leases
-from simulation.world import TTL_S, Entry, World, account, play, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque._subjects import StationId
+from toque.sim.checks import check_all, check_leases
+from toque.sim.history import Visit
+from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE
 
@@ -15,7 +16,7 @@ FIRST = StationId(1, 0)
 SOON_S = 3.0  # for a changed limit to reach every pod
 
 
-def most_inside(entries: list[Entry], now: float, *, dead_for: dict[str, float] | None = None) -> int:
+def most_inside(entries: list[Visit], now: float, *, dead_for: dict[str, float] | None = None) -> int:
     """The most instances inside callbacks at once. `dead_for`: a killed pod's callbacks count as inside until then."""
     changes = []
     for entry in entries:

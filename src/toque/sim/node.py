@@ -14,7 +14,7 @@ from toque._accounts import ensure_account
 from toque._app import App
 from toque._protocol import AccountRecord, SessionRecord
 from toque.sim.loop import VirtualClock
-from toque.sim.process import Process, in_thread
+from toque.sim.process import Process, SimulatedThread
 from toque.storage.memory_broker import MemoryBroker
 from toque.storage.memory_store import MemoryStore, MemoryTables
 from toque.storage.ports import Bus, BusError, BusTimeout, Clock, NoResponders
@@ -35,16 +35,15 @@ class Disk:
 
 
 class InlineCallbacks(Callbacks):
-    """Sync callbacks run in the loop, soon; the pod hears of their end `thread_s` later."""
+    """Sync callbacks run in the loop, soon, as simulated threads."""
 
     def __init__(self, threads_max: int, rng: random.Random) -> None:
         super().__init__(threads_max)
-        self.thread_s = 0.0
         self._rng = rng
 
     def submit(self, fn: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        loop.call_later(self._rng.uniform(0, THREAD_START_S_MAX), in_thread, fn, self.thread_s)
+        loop.call_later(self._rng.uniform(0, THREAD_START_S_MAX), SimulatedThread().run, fn)
 
 
 class LoopKeeper:
@@ -87,14 +86,14 @@ class PodNode:
     """One process of a pod. `pod` is there from `start` on; the ports are `bus`, `keeper_bus`, `store` and `clock`."""
 
     def __init__(self, name: str, app: App, *, broker: MemoryBroker, disk: Disk, rng: random.Random,
-                 account: str = "main", skew_s: float = 0.0, rate: float = 1.0, slots_max: int = 10_000,
+                 account: str = "main", pid: int = 0, skew_s: float = 0.0, rate: float = 1.0, slots_max: int = 10_000,
                  ttl_s: float | None = None, grace_s: float = 25.0,
                  on_death: Callable[[PodNode], None] = lambda node: None) -> None:
         self.name = name
         self.app = app
         self.account = account
         self.disk = disk
-        self.process = Process(name)
+        self.process = Process(name, pid)
         self.clock: Clock = VirtualClock(asyncio.get_running_loop(), skew_s, rate)
         self.bus = self.process.bus(broker, f"{name}-pod")
         self.keeper_bus = self.process.bus(broker, f"{name}-keeper")

@@ -29,10 +29,11 @@ class State(Enum):
 
 
 class Process:
-    """One simulated process. `name` is for people."""
+    """One simulated process. `name` is for people; `pid` tells a process from an earlier one of its name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pid: int = 0) -> None:
         self.name = name
+        self.pid = pid
         self.state = State.RUNNING
         self.tasks: set[asyncio.Task[Any]] = set()  # kept, so that nothing of a dead process is ever collected
         self.buses: list[ProcessBus] = []
@@ -104,14 +105,37 @@ class Process:
 
 
 _current: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
-thread_s: contextvars.ContextVar[float] = contextvars.ContextVar("thread_s", default=0.0)  # see `in_thread`
 
 
-def in_thread(fn: Callable[[], None], seconds: float) -> None:
-    """Run a function as if in a thread that takes so long: at once, but the loop hears of it later only."""
-    context = contextvars.copy_context()
-    context.run(thread_s.set, seconds)
-    context.run(fn)
+class SimulatedThread:
+    """A function that runs as if in a thread: at once, but the loop sees what it does when it would have done it."""
+
+    current: SimulatedThread | None = None  # threads run one at a time, and without a stop between
+
+    def __init__(self) -> None:
+        self.elapsed_s = 0.0
+
+    def run(self, fn: Callable[[], None]) -> None:
+        SimulatedThread.current = self
+        try:
+            fn()
+        finally:
+            SimulatedThread.current = None
+
+
+def work_in_thread(seconds: float) -> None:
+    """A sync callback takes so long here: whatever it does from now on the loop sees so much later."""
+    assert SimulatedThread.current is not None, "only a sync callback works in a thread"
+    SimulatedThread.current.elapsed_s += seconds
+
+
+def later_in_thread(fn: Callable[..., None], *args: Any) -> None:
+    """Call a function when the current thread has come to this point; at once where there is no thread."""
+    thread = SimulatedThread.current
+    if thread is None:
+        fn(*args)
+    else:
+        asyncio.get_running_loop().call_later(thread.elapsed_s, fn, *args)
 
 
 class _Guarded:
@@ -148,8 +172,9 @@ class ProcessLoop(VirtualLoop):
 
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]
                              context: contextvars.Context | None = None) -> asyncio.Handle:
-        if later := thread_s.get():
-            return self.call_later(later, callback, *args, context=context)
+        thread = SimulatedThread.current
+        if thread is not None:
+            return self.call_later(thread.elapsed_s, callback, *args, context=context)
         guarded = _guard(callback, context)
         handle = super().call_soon_threadsafe(guarded, *args, context=context)
         return _remember(guarded, handle)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from simulation.world import World
-
 from toque._subjects import StationId
 from toque.sim.node import PodNode
+from toque.sim.world import World
 from toque.storage import fold
 from toque.storage import records as r
 from toque.storage.memory_store import MemoryTables

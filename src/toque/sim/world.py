@@ -30,8 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -43,8 +42,9 @@ from toque._app import App
 from toque._protocol import AccountRecord, Layout, SessionRecord
 from toque._subjects import StationId, station_number
 from toque.client import Client
+from toque.sim.history import History
 from toque.sim.node import Disk, PodNode
-from toque.sim.process import Process, ProcessLoop
+from toque.sim.process import ProcessLoop
 from toque.storage import records as r
 from toque.storage.journal import decode_group, header_of
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
@@ -58,68 +58,6 @@ STORY_S_MAX = 3_600.0  # of virtual time
 POLL_S = 0.02
 ACCOUNT = "main"
 TTL_S = 10.0
-
-
-@dataclass
-class Entry:
-    """A callback that was entered. `left_at` None: still inside; `cut`: it left because its pod was killed."""
-
-    instance: str
-    step: str
-    count: int
-    attempt: int
-    pod: str
-    entered_at: float
-    left_at: float | None = None
-    cut: bool = False
-
-
-class History:
-    """What the callbacks themselves report, with virtual times."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-
-    @contextmanager
-    def inside(self, ctx: StepContext) -> Iterator[Entry]:
-        """Report the entry now and the exit at the end of the block."""
-        process = Process.current()
-        assert process is not None and process.alive, "a callback ran outside of any living pod"
-        loop = asyncio.get_running_loop()
-        entry = Entry(ctx.instance_id, ctx.name, ctx.count, ctx.attempt, process.name, loop.time())
-        self.entries.append(entry)
-        try:
-            yield entry
-        finally:
-            if entry.left_at is None:
-                entry.left_at = loop.time()
-
-    def died(self, pod: str) -> None:
-        """A process is gone: its callbacks are not inside any more."""
-        for entry in self.entries:
-            if entry.pod == pod and entry.left_at is None:
-                entry.left_at, entry.cut = asyncio.get_running_loop().time(), True
-
-    def entered(self, instance: str | None = None, step: str | None = None, *, pod: str | None = None,
-                since: float = 0.0) -> list[Entry]:
-        """The entries that match, in order."""
-        return [entry for entry in self.entries
-                if instance in (None, entry.instance) and step in (None, entry.step) and pod in (None, entry.pod)
-                and entry.entered_at >= since]
-
-    def times(self, instance: str, step: str) -> int:
-        return len(self.entered(instance, step))
-
-    def most_inside(self) -> int:
-        """The most instances that were inside callbacks at one time (a sweep line; an exit precedes an entry)."""
-        changes = [(entry.entered_at, 1, entry.instance) for entry in self.entries]
-        changes += [(entry.left_at, 0, entry.instance) for entry in self.entries if entry.left_at is not None]
-        inside: dict[str, int] = {}
-        most = 0
-        for _, enters, instance in sorted(changes):
-            inside[instance] = inside.get(instance, 0) + (1 if enters else -1)
-            most = max(most, sum(count > 0 for count in inside.values()))
-        return most
 
 
 @dataclass
@@ -161,7 +99,7 @@ class World:
         await self.ensure_account()
         node = PodNode(name, app, broker=self.broker, disk=self.disks.setdefault(name, Disk()),
                        rng=random.Random(self.rng.getrandbits(64)), account=self.account.name,
-                       on_death=lambda node: self.history.died(node.name), **options)
+                       on_death=lambda node: self.history.died(node.process), pid=len(self.nodes) + 1, **options)
         self.nodes.append(node)
         await node.start()
         return node
