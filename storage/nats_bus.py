@@ -125,7 +125,11 @@ class NatsBus:
             handler(_message(message))
 
         handle = await self._connection.subscribe(subject, on_message)
-        await self._connection.flush()
+        try:
+            await self._connection.flush()
+        except BaseException:  # nobody will have the handle to close it by
+            await handle.close()
+            raise
         return handle
 
     def respond(self, message: Message, data: bytes) -> None:

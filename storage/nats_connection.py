@@ -220,7 +220,11 @@ class Connection:
             raise self._not_connected()
         handle = Handle(self, subject, callback, unlimited)
         self._handles.add(handle)
-        await handle.bind(self._client)
+        try:
+            await handle.bind(self._client)
+        except BaseException:
+            self.forget(handle)
+            raise
         return handle
 
     def forget(self, handle: Handle) -> None:

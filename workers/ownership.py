@@ -154,7 +154,13 @@ class Ownership:
         held = Station(context, station, position, on_lost=self._lost)
         self.stations[station] = held
         released = tail is None or tail.released is not None
-        await self._open(held, "" if released or tail is None else tail.position.header.session)
+        try:
+            await self._open(held, "" if released or tail is None else tail.position.header.session)
+        except (BusTimeout, BusError, NoResponders):
+            await self._drop(held)  # half open it would be ours and serve nobody; the next tick claims it again
+            raise
+        if held.closed:
+            return
         held.restored_ms = int((time.perf_counter() - started) * 1000)
         _log.info("station claimed", station=str(station), epoch=epoch, restored_ms=held.restored_ms)
 
@@ -197,8 +203,12 @@ class Ownership:
         await answers.open()
         if held.id == self._gatekeeper_station():
             await self._open_gatekeeper(held)
-        self._on_station(held)
-        self._on_change()
+        if held.closed:  # lost meanwhile: what was opened behind its loss is closed again
+            await answers.close()
+            await self._close_gatekeeper(held.id)
+        else:
+            self._on_station(held)
+            self._on_change()
 
     # -- Gatekeeper ----------------------------------------------------------------------------------------------------
 

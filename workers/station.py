@@ -56,6 +56,7 @@ class Station:
         self._on_lost = on_lost
         self._session = context.session
         self._loop = asyncio.get_running_loop()
+        self._gone: asyncio.Future[None] = self._loop.create_future()  # done when the station is closed
         self._next_serial = context.store.highest_serial(station) + 1
         self._leaving: deque[tuple[int, Engine]] = deque()
         self._armed: dict[int, asyncio.TimerHandle | None] = {}  # serial → its timer; None: it waits for a slot
@@ -81,7 +82,10 @@ class Station:
             for serial, row in running:
                 acceptance = Acceptance()
                 self.commits.add(r.Interrupted(serial, row.run, row.seq + 1, now, interrupted_by), acceptance)
-            await acceptance.future  # groups are accepted in order: the last one is enough
+            # Groups are accepted in order: the last one is enough. None of them is when the epoch is lost here.
+            await asyncio.wait({acceptance.future, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            if self.closed:
+                return
             await self.context.store.flush()
         for serial, _ in (*running, *held):
             self._want_slot(0, serial)
@@ -138,6 +142,7 @@ class Station:
         if self.closed:
             return
         self.closed = True
+        self._gone.set_result(None)
         self.commits.close()
         for task in self._tasks:
             task.cancel()

@@ -22,7 +22,7 @@ from toque._nats_server import NatsServer
 from toque.errors import BrokerUnavailable, PayloadTooLarge, SetupError
 from toque.storage.nats_bus import NatsBus
 from toque.storage.nats_options import NatsOptions
-from toque.storage.ports import BATCH_MESSAGES_MAX, BusTimeout, Message, StreamConfig
+from toque.storage.ports import BATCH_MESSAGES_MAX, BusTimeout, Message, NoResponders, StreamConfig
 from toque.storage.server_check import SyncState, check_server
 
 EVENTUALLY_S_MAX = 10.0
@@ -320,6 +320,27 @@ def test_subscriptions_come_back_with_the_connection(nats_server, run_async):
 
             assert (await other.request("twice", b"ab")).data == b"abab"
             assert not closed
+
+    run_async(main())
+
+
+def test_a_subscription_that_could_not_be_confirmed_is_none(nats_url, run_async):
+    """Whoever gets BusTimeout has no handle to close it by: it must not go on answering in silence."""
+    async def main() -> None:
+        async with connected(nats_url) as bus:
+            heard: list[Message] = []
+
+            async def silent() -> None:
+                raise BusTimeout("as the test ordered")
+
+            confirm, bus._connection.flush = bus._connection.flush, silent
+            with pytest.raises(BusTimeout):
+                await bus.subscribe("unconfirmed", heard.append)
+            bus._connection.flush = confirm
+            with pytest.raises(NoResponders):
+                await bus.request("unconfirmed", b"")
+
+            assert not heard
 
     run_async(main())
 

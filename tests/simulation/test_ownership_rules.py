@@ -10,7 +10,8 @@ from toque.sim.checks import check_all, check_chains, check_steps
 from toque.sim.process import State, work_in_thread
 from toque.sim.world import TTL_S, World, account, play, steps_workflow
 from toque.storage import records as r
-from toque.storage.memory_broker import DROP_BEFORE
+from toque.storage.journal import JournalHalted
+from toque.storage.memory_broker import DELAY, DROP_BEFORE
 from toque.workers.ownership import MOVE_PATIENCE_S, RELEASED_ANYONE_S
 from toque.workflow import Step, StepContext, Workflow, WorkflowEvent
 
@@ -421,3 +422,60 @@ def test_a_stopped_process_that_goes_on_harms_nobody():
         check_all(world, "work", [f"i{number}" for number in range(8)])
 
     play(story)
+
+
+# -- a claim that is accepted is served, or given up -------------------------------------------------------------------
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_connection_lost_behind_a_claim_leaves_no_station_half_open(seed):
+    """Closes: the claim is accepted, then the connection breaks while the station is opened. Its owner has it in memory
+    and never claims it again, but reads no queue and answers nobody, for as long as its session lives."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        session = a.session
+        await world.until(lambda: world.records(r.Claim), "the claim stands in the journal")
+        a.bus.disconnect()
+        await world.passes(1)
+        a.bus.reconnect()
+        await world.publish("work", "one")
+        await world.until(lambda: world.records(r.Ended), "it has ended", timeout_s=10)
+
+        assert a.session == session
+        await world.all_owned()
+        await world.quiet()
+        check_all(world, "work", ["one"])
+
+    play(story, seed=seed, account=account(stations=1))
+
+
+def test_a_station_lost_while_it_is_opened_keeps_nobody_from_the_others():
+    """Closes: the record of the interruption is refused, so its acceptance never comes; the pod waits for it for ever,
+    and claims none of the dead pod's other stations."""
+
+    async def story(world: World) -> None:
+        world.expected = (JournalHalted,)
+        app = world.app(steps_workflow(world, steps=1, step_s=60))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        first, second = world.stations()
+        instance = world.ids_at(first, 1)[0]
+        await world.publish("work", instance)
+        await world.until(lambda: world.history.entries, "it is inside")
+        subject = subjects.journal("main", first)
+        a.kill()
+        world.broker.fail_next(subject, DELAY, times=2, delay_s=0.5)
+        claims = len(world.records(r.Claim, first))
+        b = await world.start_pod("b", app)
+        await world.until(lambda: len(world.records(r.Claim, first)) > claims, "b has claimed the first station")
+        await world.passes(0.2)  # the record of the interruption is under way
+        tail = world.journal(first)[-1].header
+        body = r.join_records([])
+        foreign = r.GroupHeader(tail.epoch, tail.session, tail.group + 7, r.crc_of(body))
+        await world.bus().publish(subject, body, {subjects.GROUP_HEADER: foreign.text()})
+        await world.until(lambda: world.is_owned(second), "b serves the other one", timeout_s=10)
+
+        assert not world.is_owned(first)
+        b.kill()
+
+    play(story, account=account(stations=2))
