@@ -71,13 +71,32 @@ class Handle:
                 await self._subscription.unsubscribe()
 
 
+class _Client(Client):
+    """nats-py's client, but what others send cannot end its reader: the server passes on any bytes.
+
+    Its own raises on a subject that is not UTF-8 and on headers without the usual beginning; its reader dies of that, for
+    good, and one such message in a stream would end every connection that comes to read it.
+    """
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes,
+                       headers: dict[str, str] | None) -> Msg:
+        return Msg(_client=self, subject=subject.decode(errors="replace"), reply=reply.decode(errors="replace"),
+                   data=data, headers=headers, _sid=sid)
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, IndexError):
+            return None
+
+
 class Connection:
     """Made by `open`. All of it belongs to the loop that it was opened in."""
 
     def __init__(self, options: NatsOptions) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._client = Client()
+        self._client: Client = _Client()
         self._inbox = ""
         self._asked: dict[str, tuple[asyncio.Future[Msg], str, float]] = {}  # by token: future, subject, time-out
         self._expiries: dict[int, list[str]] = {}  # tokens by when their time-out ends, in steps of EXPIRY_S
@@ -244,7 +263,7 @@ class Connection:
 
     async def _dial(self) -> Client:
         """A connected client. Its first connection fails fast; from then on it reconnects for ever."""
-        client = Client()
+        client = _Client()
         link = _Link(self, client)
         try:
             await client.connect(

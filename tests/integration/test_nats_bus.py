@@ -380,6 +380,31 @@ def test_a_handler_that_raises_is_not_the_end_of_its_subscription(nats_url, run_
     run_async(main())
 
 
+@pytest.mark.parametrize("foreign", [
+    pytest.param(b"PUB odd.\xff 1\r\n7\r\n", id="a subject that is no UTF-8"),
+    pytest.param(b"PUB odd.1 reply.\xff 1\r\n7\r\n", id="a reply subject that is no UTF-8"),
+    pytest.param(b"HPUB odd.1 6 7\r\nab\r\n\r\n7\r\n", id="headers without a beginning"),
+    pytest.param(b"HPUB odd.1 18 19\r\nNATS/1.0 \xff\xff\xff\r\n\r\n\r\n7\r\n", id="a status that is no UTF-8"),
+])
+def test_no_message_of_others_ends_the_connection(nats_url, run_async, foreign):
+    """The server passes on any bytes. What cannot be read is replaced, and the next message arrives as ever."""
+    async def main() -> None:
+        async with connected(nats_url) as bus:
+            seen: list[bytes] = []
+            await bus.subscribe("odd.*", lambda message: seen.append(message.data))
+            host, _, port = nats_url.rpartition("/")[2].partition(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b'CONNECT {"headers":true}\r\n' + foreign)
+            await eventually(lambda: len(seen) == 1)
+            bus.emit("odd.2", b"8")
+            await eventually(lambda: len(seen) == 2)
+            writer.close()
+
+            assert seen == [b"7", b"8"]
+
+    run_async(main())
+
+
 def test_closing_ends_open_questions(nats_server, run_async):
     """Nobody waits for a bus that is gone."""
     async def main() -> None:
