@@ -77,7 +77,8 @@ class QueuePurge:
         for reader in readers:
             try:
                 positions = await reader.positions()
-                await reader.clear_backlog(2 * lump(queue_limit, len(stations)))
+                if positions:
+                    await reader.clear_backlog(2 * lump(queue_limit, len(stations)))
             except (BusTimeout, BusError, NoResponders) as error:
                 _log.info("positions not known", workflow=reader.workflow, why=str(error))
                 continue

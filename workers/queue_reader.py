@@ -18,6 +18,7 @@ from toque.workers.slots import Slots
 from toque.workers.souschef import SousChef
 
 RETRY_S = 1.0
+UNDER_WAY_POLL_S = 0.02
 
 _log = get_logger("toque.queue")
 
@@ -72,11 +73,21 @@ class QueueReader:
             souschef.forget_buffer()
         if not self._souschefs:
             return
-        self.created = (await self._bus.stream_info(self._stream)).created
+        created = (await self._bus.stream_info(self._stream)).created
+        if self.created not in ("", created):
+            await self._forget_stream()
+        self.created = created
         self._outstanding = 0
         self._feed = await self._bus.open_feed(
             FeedSpec(stream=self._stream, filters=self._filters(), name=f"pod-{self._session}"), self._arrived)
         self.top_up()
+
+    async def _forget_stream(self) -> None:
+        """Sequences of the stream that was there before mean other messages in this one."""
+        while any(souschef.under_way for souschef in self._souschefs.values()):
+            await asyncio.sleep(UNDER_WAY_POLL_S)  # their records carry sequences of the other stream
+        for souschef in self._souschefs.values():
+            souschef.forget_stream()
 
     def _filters(self) -> tuple[str, ...]:
         """The subjects of our stations; with station 0 also creations whose id is a wildcard, `*` or `>`.
@@ -145,7 +156,8 @@ class QueueReader:
     async def clear_backlog(self, handled_max: int) -> None:
         """Purge a station's own subjects when too much of what it has handled waits for another, slower station.
 
-        Only then: holes in the stream slow that station down even more (see `Bus.purge`).
+        Only then: holes in the stream slow that station down even more (see `Bus.purge`). Call it right after `positions`
+        has told some, so that the stream is surely the one that was read.
         """
         for souschef in list(self._souschefs.values()):
             if len(souschef.handled) > handled_max and souschef.may_purge():

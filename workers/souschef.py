@@ -64,6 +64,17 @@ class SousChef:
         """A fresh consumer delivers all of it again."""
         self._buffer.clear()
 
+    @property
+    def under_way(self) -> bool:
+        """Whether an admission or a parking is not accepted yet."""
+        return bool(self._under_way)
+
+    def forget_stream(self) -> None:
+        """The stream was made anew, and counts from its start again. Call it with nothing under way."""
+        assert not self._under_way, "records that carry sequences of the old stream are not accepted yet"
+        self.handled.clear()
+        self._set_aside.clear()
+
     def admit_next(self) -> bool:
         """Admit the oldest waiting creation into the slot that was taken for it. False when none was left."""
         while self._buffer:

@@ -133,6 +133,29 @@ def test_no_cursor_outlives_its_stream():
     play(story)
 
 
+def test_a_sequence_set_aside_means_nothing_in_another_stream():
+    """Closes: a message was parked, then its stream is made anew: the creation that gets its sequence there is taken for
+    the parked one, passed over, and purged."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        bus = world.bus()
+        await bus.publish(subjects.create("main", "work", "-illegal"), b"7")
+        await world.until(lambda: world.records(r.Parked), "it is parked")
+        await bus.delete_stream(QUEUE)
+        await ensure_queue_stream(bus, world.account, await world.ensure_account(), "work")
+        ids = [f"new{number}" for number in range(3)]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.records(r.Ended)) == 3, "all have ended")
+
+        await world.quiet()
+        check_all(world, "work", ids)
+
+    play(story, account=account(stations=1))
+
+
 # -- rule 12: operations on queued instances ---------------------------------------------------------------------------
 
 def test_a_terminated_queued_instance_never_runs():

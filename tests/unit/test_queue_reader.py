@@ -13,6 +13,7 @@ from toque._subjects import StationId, station_number
 from toque.sim.loop import run
 from toque.storage.memory_broker import DELAY
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
+from toque.workers.queue_purge import QueuePurge, lump
 from toque.workers.queue_reader import QueueReader
 from toque.workers.slots import Slots
 from toque.workers.souschef import SousChef
@@ -22,6 +23,7 @@ STATIONS = 2
 FIRST, SECOND = StationId(1, 0), StationId(1, 1)
 QUEUE = subjects.queue_stream("main", "work")
 SOON_S = 0.5
+QUEUE_LIMIT = 10_000
 
 
 class Work(Workflow[int, int], name="work"):
@@ -185,5 +187,28 @@ def test_messages_of_a_station_that_left_are_ignored():
 
         assert bench.first.waiting == 0
         assert await bench.reader.positions() == {}
+
+    on_bench(check)
+
+
+def test_a_backlog_of_another_stream_purges_nothing():
+    """What a station has handled in the stream that was lost is no reason to purge the one that took its place."""
+
+    async def check(bench: Bench) -> None:
+        limit = 2 * lump(QUEUE_LIMIT, STATIONS)
+        bench.first.handled.extend(range(1, limit + 2))  # it waits for the other station, which is slow
+        await bench.other.delete_stream(QUEUE)
+        account, layout = await ensure_account(bench.other, "main")
+        await ensure_queue_stream(bench.other, account, layout, "work")
+        await bench.publish(FIRST, 2)
+        purge = QueuePurge(bench.bus, "main", owns_first=lambda: False)
+        await purge.tick([bench.reader], [FIRST, SECOND], QUEUE_LIMIT)
+        assert len(bench.broker.stored(QUEUE)) == 2
+        await asyncio.sleep(SOON_S)
+
+        await purge.tick([bench.reader], [FIRST, SECOND], QUEUE_LIMIT)
+
+        assert len(bench.broker.stored(QUEUE)) == 2
+        assert not bench.first.handled
 
     on_bench(check)
