@@ -60,6 +60,7 @@ class Station:
         self._next_serial = context.store.highest_serial(station) + 1
         self._leaving: deque[tuple[int, Engine]] = deque()
         self._armed: dict[int, asyncio.TimerHandle | None] = {}  # serial → its timer; None: it waits for a slot
+        self._lacking: set[int] = set()  # waiting instances that are due, and that this pod's app cannot run
         self._admitting: set[tuple[str, str]] = set()  # ids of control operations on queued instances, under way
         self._at_gate: list[Engine] = []
         self._gate_watched = False  # the next acceptance opens the gate
@@ -343,7 +344,10 @@ class Station:
             engine.wake()
             return True
         row = self.context.store.row(self.id, serial)
-        if row is None or row.status.ended or self.missing(row):
+        if row is None or row.status.ended:
+            return False
+        if self.missing(row):
+            self._lacking.add(serial)
             return False
         engine = self.load_engine(serial)
         self._take_slot(engine)
@@ -380,9 +384,11 @@ class Station:
             self._open_gate()  # it may have been closed by what brings no acceptance here: another station's trouble
             if self.context.broker_time.ready and not self.frozen:
                 now = self.now_ms()
-                for due, serial in self.context.store.due(self.id, now + TIMER_HORIZON_MS, TIMERS_PER_SCAN):
+                limit = TIMERS_PER_SCAN + len(self._armed) + len(self._lacking)  # they stand before all others
+                for due, serial in self.context.store.due(self.id, now + TIMER_HORIZON_MS, limit):
                     engine = self.engines.get(serial)
-                    if serial not in self._armed and (engine is None or not engine.has_slot):
+                    seen_to = serial in self._armed or serial in self._lacking
+                    if not seen_to and (engine is None or not engine.has_slot):
                         self._arm(due, serial, now)
             await asyncio.sleep(TIMER_SCAN_S)
 

@@ -377,6 +377,29 @@ def test_timers_do_not_fire_while_broker_time_is_unknown():
     play(story)
 
 
+def test_timers_of_what_cannot_run_here_hide_no_others(monkeypatch):
+    """Closes: more sleepers of a workflow that the pod does not have are due than one look at the timers brings up: those
+    behind them are never seen, and sleep for ever."""
+    monkeypatch.setattr("toque.workers.station.TIMERS_PER_SCAN", 3)
+
+    async def story(world: World) -> None:
+        kept = sleeper_workflow(world, "kept", nap="25 seconds")
+        a = await world.start_pod("a", world.app(sleeper_workflow(world, "gone", nap="20 seconds"), kept))
+        await world.all_owned()
+        for number in range(4):
+            await world.publish("gone", f"gone{number}")
+        await world.publish("kept", "one")
+        await world.until(lambda: len(world.records(r.SleepStarted)) == 5, "all are asleep")
+        due = max(record.due for record in world.records(r.SleepStarted))
+        await a.stop()
+        await world.start_pod("a", world.app(kept))
+        await world.until(lambda: world.records(r.Ended), "the one that can run has ended")
+
+        assert world.records(r.SleepDone)[0].at <= due + 1000
+
+    play(story, account=account(stations=1))
+
+
 def test_a_server_clock_that_jumps_forward_only_hurries():
     """Closes: stored times mixed with the pod's own. A jump of the server's clock moves all due times alike."""
 
