@@ -58,6 +58,7 @@ class Station:
         self._loop = asyncio.get_running_loop()
         self._gone: asyncio.Future[None] = self._loop.create_future()  # done when the station is closed
         self._next_serial = context.store.highest_serial(station) + 1
+        self._folded_to = tail.header.group  # up to which the store shows everything
         self._leaving: deque[tuple[int, Engine]] = deque()
         self._armed: dict[int, asyncio.TimerHandle | None] = {}  # serial → its timer; None: it waits for a slot
         self._lacking: set[int] = set()  # waiting instances that are due, and that this pod's app cannot run
@@ -262,11 +263,15 @@ class Station:
 
     def _leave_when_folded(self, engine: Engine) -> None:
         group = self.commits.tail.header.group
-        if engine.leaving < group and not self.closed:
-            engine.leaving = group
-            self._leaving.append((group, engine))
+        if engine.leaving >= group or self.closed:
+            return
+        engine.leaving = group
+        self._leaving.append((group, engine))
+        if group <= self._folded_to:  # a callback came out late: no fold will follow for it
+            self._loop.call_soon(self._folded, group)
 
     def _folded(self, number: int) -> None:
+        self._folded_to = max(self._folded_to, number)
         while self._leaving and self._leaving[0][0] <= number:
             group, engine = self._leaving.popleft()
             over = engine.ended or bool(engine.blocked)

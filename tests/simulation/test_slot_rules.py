@@ -11,6 +11,7 @@ from toque.sim.history import Visit
 from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE
+from toque.workflow import Step, StepContext, Workflow, WorkflowEvent
 
 FIRST = StationId(1, 0)
 SOON_S = 3.0  # for a changed limit to reach every pod
@@ -174,6 +175,32 @@ def test_waiting_instances_hold_no_slot():
         await world.quiet()
 
     play(story, account=account(max_concurrent=1))
+
+
+def test_an_instance_that_its_thread_outlives_leaves_memory():
+    """Closes: its last group is folded when the thread comes out at last, so no fold makes it leave: it stays in memory
+    until something else is committed at its station, if ever."""
+
+    async def story(world: World) -> None:
+        class Threaded(Workflow[int, int], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                return await step.do("s1", blocking)
+
+        def blocking(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                return 7
+
+        a = await world.start_pod("a", world.app(Threaded))
+        a.callbacks.thread_s = 5
+        await world.all_owned()
+        handle = await world.client().create("work", 7, id=world.ids_at(StationId(1, 1), 1)[0])
+        await world.until(lambda: world.history.entries, "it is inside")
+        await handle.terminate()
+        await world.passes(6)
+
+        await world.quiet(timeout_s=1)
+
+    play(story)
 
 
 def test_woken_instances_go_before_new_ones():
