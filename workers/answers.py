@@ -30,9 +30,9 @@ from toque._protocol import (
     encode,
     is_json,
 )
-from toque.errors import ToqueError
+from toque.errors import ToqueError, Unavailable
 from toque.storage import records as r
-from toque.storage.ports import BusError, BusTimeout, Message, NoResponders, Subscription
+from toque.storage.ports import BusError, Message, NoResponders, Subscription
 from toque.workers.engine import Engine
 from toque.workers.news import within
 from toque.workers.station import Station
@@ -83,7 +83,7 @@ class Answers:
             return
         try:
             answer = await self._answer(message, json)
-        except (BusTimeout, BusError, NoResponders) as error:
+        except (Unavailable, BusError, NoResponders) as error:
             answer = Answer(self._epoch, "retry", str(error))
         except asyncio.CancelledError:
             if not self._station.closed:
@@ -166,12 +166,14 @@ class Answers:
                                              f"creation")
 
     async def _describe(self, request: InstanceRequest, json: bool) -> Answer:
-        await self._context.store.flush()
-        serial = self._context.store.find(self._station.id, request.workflow, request.id)
+        serial = await self._folded(request)
         if serial is None:
             queued = await self._queued(request)
-            view = DescribeView(queued, []) if queued else None
-            return self._value(view, json) if view else self._not_found(request)
+            if queued is not None:
+                return self._value(DescribeView(queued, []), json)
+            serial = await self._folded(request)  # it may have been admitted and purged meanwhile
+        if serial is None:
+            return self._not_found(request)
         instance = self._known(request, json)
         row = self._context.store.row(self._station.id, serial)
         if instance is None or row is None:
@@ -181,6 +183,11 @@ class Answers:
         if isinstance(history[0], r.Admitted):
             view.params = _params(history[0], json)
         return self._value(view, json)
+
+    async def _folded(self, request: InstanceRequest) -> int | None:
+        """The serial by the index, when everything accepted so far is in it."""
+        await self._context.store.flush()
+        return self._context.store.find(self._station.id, request.workflow, request.id)
 
     async def _terminate(self, request: InstanceRequest, json: bool) -> Answer:
         found = await self._loaded(request) or await self._admitted(request) or await self._loaded(request)
@@ -214,8 +221,10 @@ class Answers:
         """A queued creation, admitted by its id (protocol rule 12); its message is dropped when it comes."""
         message = await self._queue_message(request)
         souschef = self._station.souschefs.get(request.workflow)
-        if message is None or souschef is None or self._station.knows(request.workflow, request.id):
+        if message is None or self._station.knows(request.workflow, request.id):
             return None
+        if souschef is None:
+            raise Unavailable(f"pod {self._context.pod} does not have workflow {request.workflow!r}")
         return self._station.admit(souschef, souschef.admitted(request.id, message, 0), into_slot=False)
 
     def _already(self, status: r.Status, request: InstanceRequest) -> Answer:
