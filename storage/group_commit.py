@@ -62,7 +62,7 @@ class GroupCommit:
 
     def __init__(self, journal: Journal, store: Store, station: StationId, tail: Position, *,
                  may_send: Callable[[], bool], on_accepted: Callable[[Group], Callable[[], None] | None],
-                 on_lost: Callable[[ToqueError], None]) -> None:
+                 on_lost: Callable[[ToqueError], None], bytes_max: int = GROUP_BYTES_MAX) -> None:
         self._journal = journal
         self._store = store
         self._station = station
@@ -70,6 +70,7 @@ class GroupCommit:
         self._may_send = may_send
         self._on_accepted = on_accepted
         self._on_lost = on_lost
+        self._bytes_max = bytes_max  # of a group of more than one record
         self._loop = asyncio.get_running_loop()
         self._pending: list[tuple[bytes, Record, Listener]] = []
         self._pending_bytes = 0
@@ -87,7 +88,7 @@ class GroupCommit:
     @property
     def full(self) -> bool:
         """More than one full group is pending: no callback may be entered (protocol rule 9)."""
-        return len(self._pending) > GROUP_RECORDS_MAX or self._pending_bytes > GROUP_BYTES_MAX
+        return len(self._pending) > GROUP_RECORDS_MAX or self._pending_bytes > self._bytes_max
 
     @property
     def idle(self) -> bool:
@@ -148,9 +149,9 @@ class GroupCommit:
 
     def _take(self) -> list[tuple[bytes, Record, Listener]]:
         count = min(len(self._pending), GROUP_RECORDS_MAX)
-        if self._pending_bytes > GROUP_BYTES_MAX:
+        if self._pending_bytes > self._bytes_max:
             sizes = accumulate(len(encoded) for encoded, _, _ in self._pending[:count])
-            count = max(1, sum(size <= GROUP_BYTES_MAX for size in sizes))
+            count = max(1, sum(size <= self._bytes_max for size in sizes))
         batch, self._pending = self._pending[:count], self._pending[count:]
         self._pending_bytes -= sum(len(encoded) for encoded, _, _ in batch)
         return batch

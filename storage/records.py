@@ -17,6 +17,7 @@ from toque._subjects import StationId
 FORMAT = 1
 GROUP_RECORDS_MAX = 512
 GROUP_BYTES_MAX = 512 * 1024
+MESSAGE_RESERVE = 16 * 1024  # of the server's max_payload: headers, and the record around a payload (protocol rule 17)
 
 
 class Status(IntEnum):

@@ -122,7 +122,7 @@ class Attempts:
         self._is_out(call.key)
         what = f"the result of step {call.name!r}"
         try:
-            data = encode(value, what=what)
+            data = encode(value, what=what, limit=engine.host.payload_max)
             result = decode(data, call.result_type, what=what)
         except Exception as error:  # encoders and validators are user code, too  # noqa: BLE001
             self._fail_step(_tried(attempt), describe_exception(error))

@@ -411,7 +411,7 @@ class Engine:
         else:
             try:
                 self._check_closed()
-                output = encode(main.result(), what=f"the result of {self.title}")
+                output = encode(main.result(), what=f"the result of {self.title}", limit=self.host.payload_max)
             except Exception as failure:  # encoders are user code, too  # noqa: BLE001
                 self._end(r.Status.ERRORED, failure=describe_exception(failure))
             else:

@@ -17,6 +17,7 @@ class Host(Protocol):
     account: str
     env: Any
     callbacks: Callbacks
+    payload_max: int  # bytes of a result or an output, so that its record fits into a message
     inside: int  # callbacks of the station that have been entered and not left
 
     def commit(self, record: Record, engine: Engine) -> None:

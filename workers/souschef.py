@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from toque import _subjects as subjects
 from toque._names import is_instance_id
-from toque._payload import PAYLOAD_MAX
 from toque._subjects import StationId
 from toque.storage.ports import Message
 from toque.storage.records import Admitted, Parked
@@ -83,7 +82,7 @@ class SousChef:
                 continue  # it was read again, and is being seen to
             if self._owner.knows(self.workflow, instance_id):
                 self._drop(instance_id, message.sequence)
-            elif reason := refusal(instance_id, message):
+            elif reason := refusal(instance_id, message, self._owner.payload_max):
                 self._park(message, reason)
             else:
                 self._under_way[message.sequence] = False
@@ -137,10 +136,10 @@ class SousChef:
                                 reason), message)
 
 
-def refusal(instance_id: str, message: Message) -> str:
+def refusal(instance_id: str, message: Message, payload_max: int) -> str:
     """Why a queued message can never become an instance; "" when it can."""
     if not is_instance_id(instance_id):
         return "the id has no legal form: up to 100 letters, digits, '_' and '-', not beginning with '-'"
-    if len(message.data) > PAYLOAD_MAX:
-        return f"the params have {len(message.data)} bytes, more than {PAYLOAD_MAX}"
+    if len(message.data) > payload_max:
+        return f"the params have {len(message.data)} bytes, more than {payload_max}"
     return ""

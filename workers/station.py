@@ -14,6 +14,7 @@ from typing import Any
 
 from toque import _subjects as subjects
 from toque._logging import get_logger
+from toque._payload import payload_max
 from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage import records as r
@@ -44,6 +45,7 @@ class Station:
         self.account = context.account
         self.env = context.env
         self.callbacks = context.callbacks
+        self.payload_max = payload_max(context.bus.max_payload)
         self.inside = 0
         self.closed = False
         self.frozen = False  # it is being handed over: nothing is admitted, woken or entered
@@ -68,7 +70,8 @@ class Station:
         self._tasks: set[asyncio.Task[None]] = set()
         self.commits = GroupCommit(
             context.journal, context.store, station, tail, may_send=self._session.in_time,
-            on_accepted=self._group_accepted, on_lost=self._commits_lost)
+            on_accepted=self._group_accepted, on_lost=self._commits_lost,
+            bytes_max=min(r.GROUP_BYTES_MAX, context.bus.max_payload - r.MESSAGE_RESERVE))
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -319,10 +322,10 @@ class Station:
 
     async def _park(self, record: r.Parked, message: Message) -> None:
         headers = {subjects.REASON_HEADER: record.reason, subjects.ORIGIN_HEADER: message.subject}
+        data = message.data[:self.context.bus.max_payload - r.MESSAGE_RESERVE]  # it has to fit with these headers, too
         while True:
             try:
-                await self.context.bus.publish(subjects.dead(self.account, "create", record.workflow), message.data,
-                                               headers)
+                await self.context.bus.publish(subjects.dead(self.account, "create", record.workflow), data, headers)
                 break
             except (BusTimeout, BusError, NoResponders) as error:
                 _log.warning("a message could not be parked yet", subject=message.subject, error=str(error))

@@ -16,7 +16,7 @@ import msgspec
 from toque import _subjects
 from toque._accounts import queue_workflows
 from toque._names import check_instance_id, new_instance_id
-from toque._payload import PAYLOAD_MAX, decode, encode
+from toque._payload import decode, encode, payload_max
 from toque._protocol import InstanceRequest
 from toque._requests import Deadline, Pauses, Silence
 from toque._subjects import CONTENT_TYPE_HEADER, NONCE_HEADER
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 PUBLISH_S_MAX: Final = 5.0  # how long one publish waits for its ack before its outcome counts as unknown
 PUBLISH_S_MIN: Final = 0.05
-PAYLOAD_RESERVE: Final = 16 * 1024  # of the server's max_payload: headers, and the record around the params
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 BATCHES_IN_FLIGHT: Final = 3  # the server stages them one by one; more would only hold memory
 SINGLES_IN_FLIGHT: Final = 64
@@ -104,7 +103,7 @@ class Creator:
 
     def _encode(self, workflow: str, params: Any, params_type: Any) -> bytes:
         what = f"params of workflow {workflow!r}"
-        body = encode(params, what=what, limit=min(PAYLOAD_MAX, self._bus.max_payload - PAYLOAD_RESERVE))
+        body = encode(params, what=what, limit=payload_max(self._bus.max_payload))
         if params_type is not Any:
             decode(body, params_type, what=what)
         return body

@@ -17,9 +17,10 @@ import msgspec
 from toque._annotations import annotated_return
 from toque._failures import describe_exception
 from toque.errors import InvalidPayload, MisuseError, PayloadTooLarge
+from toque.storage.records import MESSAGE_RESERVE
 
-__all__ = ["PAYLOAD_MAX", "check_type", "decode", "decode_params", "describe_exception", "encode", "return_type",
-           "to_json", "to_msgpack"]
+__all__ = ["PAYLOAD_MAX", "check_type", "decode", "decode_params", "describe_exception", "encode",
+           "payload_max", "return_type", "to_json", "to_msgpack"]
 
 PAYLOAD_MAX = 1024 * 1024
 DECODERS_MAX = 1024
@@ -37,6 +38,11 @@ _CODEC_ERRORS = (msgspec.MsgspecError, TypeError, ValueError, NameError, Overflo
 
 class _Refused(ValueError):
     """A hook cannot go on; carries what to say about the value, never the value. msgspec adds the place."""
+
+
+def payload_max(max_payload: int) -> int:
+    """How large params, a result or an output may be at a server that takes messages of `max_payload` bytes."""
+    return min(PAYLOAD_MAX, max_payload - MESSAGE_RESERVE)
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------------

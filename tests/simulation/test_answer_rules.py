@@ -1,4 +1,4 @@
-"""What the owner of a station answers (protocol rules 14 to 16, 21, 24)."""
+"""What the owner of a station answers, and what fits into its records (protocol rules 14 to 17, 21, 24)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import asyncio
 
 import msgspec
 import pytest
-from simulation.checks import check_once
+from simulation.checks import check_all, check_once
 from simulation.world import World, account, play, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque._protocol import Answer, InstanceRequest, encode
 from toque._subjects import StationId
-from toque.errors import OwnerAway
+from toque.errors import OwnerAway, StepFailed
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY
+from toque.workflow import Step, Workflow, WorkflowEvent
 
 FIRST = StationId(1, 0)
 QUEUE = subjects.queue_stream("main", "work")
@@ -83,3 +84,102 @@ def test_a_queued_instance_of_a_workflow_that_the_pod_lacks_is_not_said_to_be_un
         check_once(world, "work", ["one", "busy"])
 
     play(story, account=account(max_concurrent=1))
+
+
+# -- rule 17: a record always fits -------------------------------------------------------------------------------------
+
+def returning_workflow(size: int):
+    """A step whose result has so many bytes; its output is the size, or what became of the step."""
+
+    class Returning(Workflow[int, str], name="work"):
+        async def run(self, event: WorkflowEvent[int], step: Step) -> str:
+            try:
+                return str(len(await step.do("large", large)))
+            except StepFailed as error:
+                return error.error_type
+
+    async def large() -> bytes:
+        return bytes(size)
+
+    return Returning
+
+
+@pytest.mark.parametrize(("over", "output"), [(-100, "fits"), (0, "toque.errors.PayloadTooLarge")])
+def test_a_result_fits_into_a_message_of_a_server_with_the_default_max_payload(over, output):
+    """Closes: a result of 1 MiB is within our own limit, and its record is more than one message of the server may have:
+    the group is refused, the station lost and claimed again, the step entered again, without end."""
+
+    async def story(world: World) -> None:
+        world.broker.max_payload = SMALL
+        size = SMALL - 16 * 1024 + over
+        await world.start_pod("a", world.app(returning_workflow(size)))
+        await world.all_owned()
+        await world.publish("work", "one")
+
+        assert await world.client().handle("work", "one").result(timeout="20 seconds") == output.replace("fits", str(size))
+        assert len(world.records(r.Claim)) == world.account.stations
+        check_all(world, "work", ["one"])
+
+    play(story)
+
+
+def test_an_output_fits_into_a_message_of_a_server_with_the_default_max_payload():
+    """Closes: the same by the output of run()."""
+
+    async def story(world: World) -> None:
+        class Large(Workflow[int, bytes], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> bytes:
+                return bytes(SMALL - 100)
+
+        world.broker.max_payload = SMALL
+        await world.start_pod("a", world.app(Large))
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.records(r.Ended), "it has ended")
+
+        assert world.records(r.Ended)[0].status is r.Status.ERRORED
+        assert len(world.records(r.Claim)) == world.account.stations
+
+    play(story)
+
+
+def test_params_whose_record_would_not_fit_are_parked():
+    """Closes: a plain creation of almost max_payload is accepted by the server; its record is larger than a message may
+    be, and the station's head is stuck. It is parked, as far as that fits, and those behind it run."""
+
+    async def story(world: World) -> None:
+        world.broker.max_payload = SMALL
+        await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        large, small = world.ids_at(FIRST, 2)
+        await world.publish("work", large, b'"' + b"x" * (SMALL - 2) + b'"')
+        await world.publish("work", small)
+        await world.until(lambda: world.records(r.Ended), "the one behind it has ended")
+        await world.until(lambda: world.records(r.Parked), "it is parked")
+        await world.until(lambda: not world.queued("work"), "both have left the queue", timeout_s=30)
+
+        assert "more than" in world.records(r.Parked)[0].reason
+        assert len(world.parked()) == 1
+        assert len(world.records(r.Claim)) == world.account.stations
+        await world.quiet()
+        check_once(world, "work", [small])
+
+    play(story)
+
+
+def test_groups_fit_into_a_message_of_a_server_with_a_small_max_payload():
+    """Closes: records that fit one by one collect into a group of 512 KiB, which the server does not take."""
+
+    async def story(world: World) -> None:
+        world.broker.max_payload = SMALL // 4
+        await world.start_pod("a", world.app(returning_workflow(100_000)))
+        await world.all_owned()
+        ids = [f"i{number}" for number in range(12)]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.records(r.Ended)) == 12, "all have ended")
+
+        assert len(world.records(r.Claim)) == world.account.stations
+        check_all(world, "work", ids)
+
+    play(story, account=account(stations=1))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from toque._payload import decode, encode
+from toque._payload import PAYLOAD_MAX, decode, encode
 from toque._subjects import StationId
 from toque.sim.loop import run as run_virtually
 from toque.storage import records as r
@@ -95,6 +95,7 @@ class EngineHost:
         self.account = "main"
         self.env = env
         self.callbacks: ThreadsByHand = ThreadsByHand()
+        self.payload_max = PAYLOAD_MAX
         self.inside = 0
         self.flow = flow
         self.params = encode(params, what="params")
