@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 from simulation.checks import check_all, check_once
-from simulation.world import World, account, play, sleeper_workflow, steps_workflow
+from simulation.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque._protocol import Answer, InstanceRequest, encode
@@ -15,6 +15,7 @@ from toque._subjects import StationId
 from toque.errors import OwnerAway, StepFailed
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY
+from toque.storage.ports import BusTimeout
 from toque.workflow import Step, Workflow, WorkflowEvent
 
 FIRST = StationId(1, 0)
@@ -84,6 +85,63 @@ def test_a_queued_instance_of_a_workflow_that_the_pod_lacks_is_not_said_to_be_un
         check_once(world, "work", ["one", "busy"])
 
     play(story, account=account(max_concurrent=1))
+
+
+def test_an_owner_that_cannot_read_the_queue_does_not_say_not_found():
+    """Closes: the queue has no leader just now, the index does not know the id, and a queued instance is "not found"."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world, step_s=5)))
+        await world.all_owned()
+        await world.publish("work", "busy")
+        await world.until(lambda: world.history.entered("busy"), "the slot is taken")
+        await world.publish("work", "one")
+        world.broker.fail_next(LEADER_READ, "refuse:10008", times=4)
+        answers = [await ask(world, operation, InstanceRequest("work", "one", nonce="x"))
+                   for operation in ("status", "describe", "exists", "terminate")]
+
+        assert [answer.code for answer in answers] == ["retry"] * 4
+        assert (await world.client().handle("work", "one").status()).status == "queued"
+
+    play(story, account=account(max_concurrent=1))
+
+
+def test_an_owner_says_nothing_of_ids_that_belong_elsewhere():
+    """Closes: a client with an old layout asks the wrong station, whose owner rightly has no such instance, and says so
+    (rule 24): "moved" makes the client read the layout again."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.records(r.Ended), "it has ended")
+        others = [station for station in world.stations() if station != world.station_of("one")]
+        for operation in ("status", "describe", "exists", "terminate", "wait"):
+            subject = subjects.station_request("main", others[0], operation)
+            reply = await world.bus().request(subject, encode(InstanceRequest("work", "one"), json=False))
+            assert msgspec.msgpack.decode(reply.data, type=Answer).code == "moved"
+
+    play(story)
+
+
+def test_a_pod_that_was_stopped_past_its_deadline_answers_nothing_of_before():
+    """Closes: SIGSTOP with a question on its way, SIGCONT after the TTL: the answer is the first thing that the pod does,
+    before it looks at its session, and tells of a station that is another's by now (rule 24)."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=2, step_s=3))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one"), "it is inside s1")
+        a.pause()
+        asking = asyncio.ensure_future(ask(world, "status", InstanceRequest("work", "one")))
+        await world.passes(TTL_S + 2)
+        a.resume()
+        with pytest.raises(BusTimeout):
+            await asking
+
+    play(story)
 
 
 # -- rule 17: a record always fits -------------------------------------------------------------------------------------
