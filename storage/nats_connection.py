@@ -341,8 +341,16 @@ class Connection:
         if self._reopening is not None:
             self._reopening.cancel()
         self._fail_open("the bus was closed")
-        with suppress(TimeoutError, OSError, nats.errors.Error):  # it is going away either way
-            await asyncio.wait_for(self._client.close(), CLOSE_S_MAX)
+        # In a task of its own: nats-py, while it begins to connect again, ends its close with a CancelledError that
+        # nobody asked for, and here that would pass for a cancellation of the caller.
+        closing = asyncio.ensure_future(self._client.close())
+        try:
+            await asyncio.wait([closing], timeout=CLOSE_S_MAX)
+        finally:
+            closing.cancel()
+        if closing.done() and not closing.cancelled():
+            with suppress(TimeoutError, OSError, nats.errors.Error):  # it is going away either way
+                closing.result()
 
 
 class _Link:

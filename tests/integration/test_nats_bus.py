@@ -423,6 +423,23 @@ def test_closing_ends_open_questions(nats_server, run_async):
     run_async(main())
 
 
+def test_closing_while_the_connection_is_lost_is_no_cancellation(nats_binary, tmp_path):
+    """Whoever closes the bus in the moment in which nats-py begins to connect again goes on."""
+    async def main() -> str:
+        async with serving(tmp_path) as server:
+            bus = await NatsBus.connect(NatsOptions(servers=(server.url,)))
+            client = bus._connection._client
+            server.kill()
+            while client._reconnection_task is None:  # one step of the loop at a time: the moment is as short
+                await asyncio.sleep(0)
+
+            await bus.close()
+
+            return "went on"
+
+    assert asyncio.run(main()) == "went on"  # asyncio's own loop, as in the command line: uvloop has no such moment
+
+
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
 def test_a_message_over_the_servers_limit_is_refused_here(nats_url, run_async):
