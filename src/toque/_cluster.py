@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from toque._accounts import ensure_account
+from toque._accounts import check_settings, ensure_account
 from toque._children import Backoff, exit_text
 from toque._dev_pod import PodProcess, PodState, PodWatcher
 from toque._dev_state import DevState, DirectoryClaim, claim_directory, write_state
@@ -76,7 +76,7 @@ class DevCluster:
         self._app = app_reference
         self._pods_wanted = pods
         self._ports_wanted = (_checked_port(port, "--port"), _checked_port(monitor_port, "--monitor-port"))
-        self._ttl_s = ttl_s
+        self._ttl_s = check_settings(AccountRecord(name=account, ttl_s=ttl_s)).ttl_s
         self._grace_s = grace_s
         self._on_line = on_line
         self._on_event = on_event

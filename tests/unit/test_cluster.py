@@ -26,6 +26,7 @@ def test_pods_import_the_same_toque_as_the_supervisor(monkeypatch: pytest.Monkey
     ({"port": 0}, "--port must be between 1 and 65535, not 0"),
     ({"monitor_port": 65_536}, "--monitor-port must be between 1 and 65535"),
     ({"account": "a.b"}, "account 'a.b' has '.'"),
+    ({"ttl_s": 0.001}, "ttl_s must be between 2.0 and 3,600.0"),
 ])
 def test_wrong_options_are_refused_before_anything_is_made(
         options: dict[str, object], message: str, tmp_path: Path) -> None:
