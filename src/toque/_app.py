@@ -181,7 +181,7 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"\n  {error.filename}:{error.lineno}: {(error.text or '').strip()}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-              if frame.filename != __file__ and "importlib" not in frame.filename]
+              if not _is_toque(Path(frame.filename)) and "importlib" not in frame.filename]
     if not frames:
         return ""
     own = [frame for frame in frames if not _is_installed(Path(frame.filename))]
@@ -309,9 +309,12 @@ def _source(module: ModuleType) -> Path | None:
 
 
 def _is_own(file: Path, roots: list[Path]) -> bool:
-    is_toque = file.is_relative_to(Path(__file__).resolve().parent)
     below_root = any(file.is_relative_to(root.resolve()) for root in roots)
-    return below_root and not is_toque and not _is_installed(file)
+    return below_root and not _is_toque(file) and not _is_installed(file)
+
+
+def _is_toque(file: Path) -> bool:
+    return file.resolve().is_relative_to(Path(__file__).resolve().parent)
 
 
 def _is_installed(file: Path) -> bool:

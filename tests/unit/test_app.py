@@ -266,6 +266,21 @@ def test_the_users_line_is_shown_when_a_library_raises(project):
     assert f"{file}:3: json.loads('{{')" in refusal("orders")
 
 
+def test_the_users_line_is_shown_when_toque_refuses_a_class(project):
+    """A class that is no workflow is told with the line where it stands, not with that of the check."""
+    file = project.write("orders.py", """from toque.workflow import Workflow
+
+class Order(Workflow[int, str]):
+    def run(self, event, step):
+        return ""
+""")
+
+    message = refusal("orders")
+
+    assert "Order.run must be written `async def run(self, event, step)`" in message
+    assert f"{file}:3: class Order(Workflow[int, str]):" in message
+
+
 def test_a_syntax_error_is_told_with_its_line(project):
     """The line that does not parse."""
     file = project.write("orders.py", "x = 1\ndef broken(:\n")
