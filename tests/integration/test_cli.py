@@ -290,6 +290,17 @@ def test_accounts_are_made_changed_and_shown(terminal: Terminal) -> None:
     assert [row["name"] for row in terminal.report("accounts", "list")] == ["main", "shop"]
 
 
+def test_json_reports_hold_what_is_at_its_default(terminal: Terminal) -> None:
+    """A program finds every setting and figure that the table shows."""
+    account, pod = terminal.report("accounts", "describe", "main"), terminal.report("pods")[0]
+    queue = terminal.report("stations")[0]["view"]["queues"][0]
+
+    assert (account["max_concurrent"], account["stations"], account["replicas"]) == (50_000, 8, 1)
+    assert terminal.report("accounts", "list")[0] == account
+    assert (pod["journal"], pod["threads_in_use"]) == ("ok", 0)
+    assert queue["prefetched"] == 0
+
+
 def test_an_account_without_pods_says_what_to_do(terminal: Terminal) -> None:
     """Empty states name the next command."""
     terminal.toque("accounts", "create", "empty")

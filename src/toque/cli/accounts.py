@@ -9,7 +9,7 @@ from typer import Argument, Option
 from toque._durations import format_ms, to_ms
 from toque._protocol import AccountRecord
 from toque.cli.connection import Connection
-from toque.cli.output import EXIT_OK, Format, say, show_fields, show_json, show_table
+from toque.cli.output import EXIT_OK, Format, say, show_fields, show_json, show_table, whole
 from toque.errors import UsageError
 
 OutputOption = Annotated[Format, Option("--output", "-o", help="form of the report")]
@@ -41,7 +41,7 @@ async def list_accounts(connection: Connection, output: OutputOption = Format.TA
     async with connection.client() as client:
         accounts = await client.accounts.list()
     if output is Format.JSON:
-        show_json(accounts)
+        show_json(whole(accounts))
     elif not accounts:
         say("no accounts on this server; make one with `toque accounts create NAME`, or start a pod: "
             "`toque worker APP`")
@@ -95,6 +95,6 @@ def _values(account: AccountRecord) -> dict[str, str]:
 
 def _show(account: AccountRecord, output: Format) -> None:
     if output is Format.JSON:
-        show_json(account)
+        show_json(whole(account))
     else:
         show_fields({"account": account.name, **_values(account)})

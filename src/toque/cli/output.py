@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -86,6 +87,19 @@ def json_text(value: Any) -> str:
 
 def show_json(value: Any) -> None:
     print(json_text(value))
+
+
+def whole(report: Any) -> Any:
+    """A report for JSON with all its fields: on the wire a struct leaves out those that are at their default."""
+    match report:
+        case msgspec.Struct():
+            return {name: whole(getattr(report, name)) for name in report.__struct_fields__}
+        case list():
+            return [whole(item) for item in report]
+        case _ if is_dataclass(report):
+            return {field.name: whole(getattr(report, field.name)) for field in fields(report)}
+        case _:
+            return report
 
 
 def console(*, error: bool = False) -> Console:

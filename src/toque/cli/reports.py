@@ -11,7 +11,7 @@ from typer import Option
 
 from toque._protocol import StationView
 from toque.cli.connection import Connection
-from toque.cli.output import EXIT_OK, Format, age_text, bytes_text, say, show_json, show_table
+from toque.cli.output import EXIT_OK, Format, age_text, bytes_text, say, show_json, show_table, whole
 
 OutputOption = Annotated[Format, Option("--output", "-o", help="form of the report")]
 NO_PODS: Final = ("no pods serve the account {account!r}; start one with `toque worker APP --account {account}`, or "
@@ -91,7 +91,7 @@ async def queues(connection: Connection, output: OutputOption = Format.TABLE,
 def _report(reports: Sequence[Any], columns: Sequence[str], rows: Sequence[Sequence[object]], output: Format, *,
             empty: str, numbers: AbstractSet[str] = frozenset()) -> int:
     if output is Format.JSON:
-        show_json(reports)
+        show_json(whole(reports))
     elif not rows:
         say(empty)
     else:
