@@ -18,7 +18,7 @@ from toque.cli.connection import Connection
 from toque.cli.instances import as_json
 from toque.cli.output import EXIT_FAILED, EXIT_OK, Format, report_error, say, show_json
 from toque.client import Client, Instance, NewInstance
-from toque.errors import InstanceErrored, InstanceTerminated, ToqueError, UnknownWorkflow, UsageError
+from toque.errors import InstanceErrored, InstanceTerminated, ToqueError, UsageError
 
 BATCH_MAX: Final = 20_000  # instances held in memory at once
 COUNT_MAX: Final = 10_000_000
@@ -86,10 +86,7 @@ def _content(file: Path) -> str:
 # -- one ---------------------------------------------------------------------------------------------------------------
 
 async def _one(client: Client, workflow: str, params: Any, instance_id: str | None, wait: bool, output: Format) -> int:
-    try:
-        handle = await client.create(workflow, params, id=instance_id)
-    except UnknownWorkflow as error:
-        raise UnknownWorkflow(f"{error}. {await _known(client)}") from error
+    handle = await client.create(workflow, params, id=instance_id)
     await _warn_unserved(client, workflow)
     if wait:
         say(f"created {handle}")
@@ -109,11 +106,6 @@ async def _show_result(handle: Instance[Any]) -> int:
             f"{handle.workflow}` shows its steps")
         return EXIT_FAILED
     return EXIT_OK
-
-
-async def _known(client: Client) -> str:
-    names = [report.workflow for report in await client.workflows()]
-    return f"workflows here: {', '.join(names)}" if names else "no workflow was ever served here"
 
 
 async def _warn_unserved(client: Client, workflow: str) -> None:
