@@ -51,6 +51,21 @@ def test_a_table_in_a_pipe_is_plain_text(capsys: pytest.CaptureFixture[str]) -> 
     assert lines == ["id      note", "a       \\x1b[31mred", "longer  " + "x" * 150]
 
 
+@pytest.mark.parametrize("width", [40, 50, 60, 80, 120])
+def test_a_table_on_a_terminal_breaks_no_word(
+        width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However narrow it is, an id stays whole and can be copied, and so do times and headings."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns, row = ["id", "status", "created", "note"], ["01m82k827yqcgr9yhdsdxbzjkv", "errored", "2026-11-22 21:40:25",
+                                                         "the reason is told in several words"]
+
+    output.show_table(columns, [row])
+
+    shown = capsys.readouterr().out.replace("\x1b[0m", "").replace("\x1b[1m", "").split()
+    assert set(" ".join([*columns, *row]).split()) == set(shown)
+
+
 @pytest.mark.parametrize(("error", "code"), [
     (errors.InvalidName("bad", kind="account", name="*"), 2),
     (errors.AppError("bad"), 2),

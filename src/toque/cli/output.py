@@ -31,6 +31,7 @@ EXIT_UNAVAILABLE: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 CELL_LENGTH_MAX: Final = 200
+CELL_GAP: Final = 2  # between columns
 # Control characters of both sets, and the marks that turn the direction of what follows.
 _UNPRINTABLE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -115,25 +116,41 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *,
                numbers: AbstractSet[str] = frozenset()) -> None:
     """Print rows under their headings. `numbers` names the columns that stand right-aligned.
 
-    On a terminal a table fits the width; piped into something, each row is one whole line.
+    On a terminal a table fits the width, broken between words, so that an id can be copied. When not even that fits,
+    and when it is piped into something, each row is one whole line.
     """
-    if not sys.stdout.isatty():
-        _show_plain(columns, rows)
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
+    widths = _fitting([columns, *cells], console().width) if sys.stdout.isatty() else None
+    if widths is None:
+        _show_plain([columns, *cells])
         return
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(one_line(str(cell))) for cell in row))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, CELL_GAP, 0, 0))
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold", width=width)
+    for row in cells:
+        table.add_row(*map(Text, row))
     console().print(table)
 
 
-def _show_plain(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    cells = [[one_line(str(cell)) for cell in row] for row in (columns, *rows)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+def _fitting(cells: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """The widths of the columns on so wide a terminal, the widest narrowed first; None when words would break."""
+    columns = list(zip(*cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    least = [max((len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+    room = width - CELL_GAP * (len(columns) - 1)
+    if sum(least) > room:
+        return None
+    while sum(widths) > room:
+        widest = max((index for index, each in enumerate(widths) if each > least[index]), key=widths.__getitem__)
+        widths[widest] -= 1
+    return widths
+
+
+def _show_plain(cells: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[index]) for row in cells) for index in range(len(cells[0]))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
