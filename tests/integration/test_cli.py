@@ -173,6 +173,18 @@ def test_instances_are_listed_newest_first(terminal: Terminal) -> None:
     assert {row["status"] for row in rows} == {"complete"}
 
 
+def test_a_list_that_is_cut_says_so(terminal: Terminal) -> None:
+    """Nobody takes the newest instances for all there are; stdout holds the report alone."""
+    for number in range(3):
+        terminal.toque("trigger", "greet", "1", "--id", f"cut-{number}", "--wait")
+
+    cut, whole = (terminal.toque("instances", "list", "--limit", limit) for limit in ("2", "1000"))
+
+    assert len(cut.stdout.splitlines()) == 3
+    assert cut.stderr == f"the newest 2 of {len(whole.stdout.splitlines()) - 1}; --limit shows more\n"
+    assert whole.stderr == ""
+
+
 def test_the_latest_is_found_by_name(terminal: Terminal) -> None:
     """`latest` is the newest instance, of one workflow where one is named."""
     terminal.toque("trigger", "greet", '"you"', "--id", "newest-greet", "--wait")

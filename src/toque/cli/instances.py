@@ -55,7 +55,9 @@ async def list_instances(
     Example: toque instances list --workflow census --status errored -o json
     """
     async with connection.client() as client:
-        rows = await _newest(client, workflow, status, limit)
+        rows, more = await _newest(client, workflow, status, limit)
+    if more:
+        say(f"the newest {limit:,} of {limit + more:,}; --limit shows more")
     if output is Format.JSON:
         show_json([_row(row) for row in rows])
     elif not rows:
@@ -79,7 +81,9 @@ def _note(row: InstanceStatus) -> str:
     return _error_text(row.error) or (f"blocked on {row.blocked_on}" if row.blocked_on else "")
 
 
-async def _newest(client: Client, workflow: str | None, status: str | None, limit: int) -> list[InstanceStatus]:
+async def _newest(client: Client, workflow: str | None, status: str | None,
+                  limit: int) -> tuple[list[InstanceStatus], int]:
+    """The newest, and how many older ones were passed over for them."""
     newest: deque[InstanceStatus] = deque(maxlen=limit)
     scanned = 0
     async for row in client.list(workflow, status=status):
@@ -88,7 +92,7 @@ async def _newest(client: Client, workflow: str | None, status: str | None, limi
         if scanned == SCANNED_MAX:
             say(f"toque: only the oldest {SCANNED_MAX:,} instances were looked at; narrow it with --workflow, --status")
             break
-    return list(reversed(newest))
+    return list(reversed(newest)), scanned - len(newest)
 
 
 # -- which one ---------------------------------------------------------------------------------------------------------
@@ -99,7 +103,7 @@ async def find_instance(client: Client, instance_id: str, workflow: str | None) 
     Raises InstanceNotFound, UsageError (two workflows have one of this id), OwnerAway.
     """
     if instance_id == LATEST:
-        newest = await _newest(client, workflow, None, 1)
+        newest, _ = await _newest(client, workflow, None, 1)
         if not newest:
             raise InstanceNotFound("there are no instances yet; create one with `toque trigger WORKFLOW '{…}'`")
         return client.handle(newest[0].workflow, newest[0].id)
