@@ -83,8 +83,9 @@ class InstanceStatus:
     wake_at: datetime | None
     """When the soonest timer of a waiting instance is due."""
     output: Any
-    """Decoded; None unless complete."""
+    """Decoded; None unless complete, and in lists."""
     error: ErrorView | None
+    """Why it errored; None otherwise, and in lists."""
     blocked_on: str
     """Why it is held though it could run; empty when it is not."""
     station: str

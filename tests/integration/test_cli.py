@@ -173,6 +173,16 @@ def test_instances_are_listed_newest_first(terminal: Terminal) -> None:
     assert {row["status"] for row in rows} == {"complete"}
 
 
+def test_a_list_does_not_say_that_a_failed_instance_has_no_error(terminal: Terminal) -> None:
+    """Lists carry neither outputs nor errors, so a JSON list has no such fields; a description has."""
+    terminal.toque("trigger", "fail", "1", "--id", "listed-failure", "--wait", code=1)
+
+    row = terminal.report("instances", "list", "--status", "errored", "--limit", "1")[0]
+
+    assert row["id"] == "listed-failure" and not {"error", "output"} & row.keys()
+    assert "broken" in terminal.report("instances", "describe", "listed-failure")["error"]["message"]
+
+
 def test_a_list_that_is_cut_says_so(terminal: Terminal) -> None:
     """Nobody takes the newest instances for all there are; stdout holds the report alone."""
     for number in range(3):

@@ -52,6 +52,8 @@ async def list_instances(
         output: OutputOption = Format.TABLE) -> int:
     """List instances, the newest first. Queued ones are not listed, only counted: `toque queues`.
 
+    Outputs and errors are not in the list: `toque instances describe ID` shows them.
+
     Example: toque instances list --workflow census --status errored -o json
     """
     async with connection.client() as client:
@@ -69,8 +71,8 @@ async def list_instances(
 
 
 def _row(row: InstanceStatus) -> dict[str, Any]:
-    """For JSON; lists carry no outputs."""
-    return {field.name: getattr(row, field.name) for field in fields(row) if field.name != "output"}
+    """For JSON, without what lists do not carry: a null would say that there is none."""
+    return {field.name: getattr(row, field.name) for field in fields(row) if field.name not in ("output", "error")}
 
 
 def _cells(row: InstanceStatus) -> list[object]:
@@ -78,7 +80,7 @@ def _cells(row: InstanceStatus) -> list[object]:
 
 
 def _note(row: InstanceStatus) -> str:
-    return _error_text(row.error) or (f"blocked on {row.blocked_on}" if row.blocked_on else "")
+    return f"blocked on {row.blocked_on}" if row.blocked_on else ""
 
 
 async def _newest(client: Client, workflow: str | None, status: str | None,
