@@ -58,6 +58,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
     (["pods", "--account", "a b"], "toque: account 'a b' has ' ' at position 1"),
     (["instances"], "toque: Missing command"),
     (["worker"], "toque: the following arguments are required: APP"),
+    (["worker", "a.py", "--bogus"], "toque: unrecognized arguments: --bogus; `toque worker --help`"),
 ])
 def test_wrong_usage_is_one_line_and_exit_2(
         arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ DATA_DEFAULT: Final = Path("toque-data")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `{self.prog} --help` shows the options")
+        raise UsageError(f"{message}; `toque worker --help` shows the options")  # self.prog may be `toque` alone
 
 
 def run(arguments: Sequence[str]) -> int:
