@@ -48,6 +48,14 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
     assert all(f"\n  {command.split()[0]} " in shown for command in COMMANDS)
 
 
+def test_the_version_is_shown_in_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    """`toque --version` is what people type who have not read the help."""
+    assert (cli.main(["version"]), cli.main(["--version"])) == (0, 0)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("toque ") and lines[:3] == lines[3:]
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nope"], "toque: No such command 'nope'; `toque --help`"),
     (["trigger"], "toque: Missing argument"),

@@ -41,6 +41,8 @@ _accounts = typer.Typer(rich_markup_mode=None, help="Make and change accounts: t
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns its exit code. Raises ToqueError, also for wrong usage."""
     configure(level=logging.WARNING)
+    if list(arguments) == ["--version"]:  # what everybody tries first
+        return version()
     try:
         code = app(args=list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except typer.Abort:
