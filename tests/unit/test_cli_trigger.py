@@ -33,6 +33,15 @@ def test_params_that_are_no_json_are_refused(text: str) -> None:
         read_params(text, None)
 
 
+def test_a_params_file_needs_no_advice_about_the_shell(tmp_path: Path) -> None:
+    """How to quote is said where there are quotes."""
+    file = tmp_path / "p.json"
+    file.touch()
+
+    with pytest.raises(errors.UsageError, match=r"p\.json are no JSON \(.*\)$"):
+        read_params(None, file)
+
+
 def test_params_are_given_once(tmp_path: Path) -> None:
     """It is never a guess which of two was meant."""
     with pytest.raises(errors.UsageError, match="not both"):

@@ -71,9 +71,10 @@ def read_params(text: str | None, file: Path | None) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.MsgspecError as error:
-        where = f"in {file}" if file is not None else f"{text[:80]!r}"
-        raise UsageError(f"the params {where} are no JSON ({error}); texts need double quotes, and the shell single "
-                         """quotes around all of it: '{"path": "a.py"}'""") from error
+        if file is not None:
+            raise UsageError(f"the params in {file} are no JSON ({error})") from error
+        raise UsageError(f"the params {text[:80]!r} are no JSON ({error}); texts need double quotes, and the shell "
+                         """single quotes around all of it: '{"path": "a.py"}'""") from error
 
 
 def _content(file: Path) -> str:
