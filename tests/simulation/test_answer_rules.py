@@ -6,13 +6,13 @@ import asyncio
 
 import msgspec
 import pytest
-from simulation.checks import check_all, check_once
-from simulation.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque._protocol import Answer, InstanceRequest, encode
 from toque._subjects import StationId
 from toque.errors import OwnerAway, StepFailed
+from toque.sim.checks import check_all, check_once
+from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY
 from toque.storage.ports import BusTimeout

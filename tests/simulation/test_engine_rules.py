@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from simulation.checks import check_all, check_steps
-from simulation.world import TTL_S, World, account, play, reporting, sleeper_workflow, steps_workflow
 
 from toque import _subjects as subjects
 from toque._app import App
 from toque._subjects import StationId
 from toque.errors import StepFailed
+from toque.sim.checks import check_all, check_steps
 from toque.sim.node import PodNode
 from toque.sim.process import Process, State
+from toque.sim.world import TTL_S, World, account, play, reporting, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE
 from toque.workers.engine import INTERRUPTIONS_MAX

@@ -8,6 +8,7 @@ from toque import _subjects as subjects
 from toque._subjects import StationId
 from toque.sim.checks import check_all, check_leases
 from toque.sim.history import Visit
+from toque.sim.process import work_in_thread
 from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE
@@ -188,10 +189,10 @@ def test_an_instance_that_its_thread_outlives_leaves_memory():
 
         def blocking(ctx: StepContext) -> int:
             with world.history.inside(ctx):
+                work_in_thread(5.0)
                 return 7
 
-        a = await world.start_pod("a", world.app(Threaded))
-        a.callbacks.thread_s = 5
+        await world.start_pod("a", world.app(Threaded))
         await world.all_owned()
         handle = await world.client().create("work", 7, id=world.ids_at(StationId(1, 1), 1)[0])
         await world.until(lambda: world.history.entries, "it is inside")
