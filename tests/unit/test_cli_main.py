@@ -40,6 +40,15 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert code == 0 and command.split()[-1] in shown and "--" in shown
 
 
+@pytest.mark.parametrize("command", ["create", "list", "describe", "set"])
+def test_accounts_are_named_in_one_way(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An --account beside the NAME would have no effect, and look as if it had."""
+    cli.main(["accounts", command, "--help"])
+
+    shown = capsys.readouterr().out
+    assert "--nats" in shown and "--account" not in shown
+
+
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """`toque` alone lists the commands."""
     assert cli.main([]) == 0

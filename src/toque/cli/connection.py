@@ -48,10 +48,14 @@ def connection_options(
     return Connection(nats=nats, context=context, creds=creds, tls=tls, account=account)
 
 
-def with_connection(command: Callable[..., Coroutine[Any, Any, int]]) -> Callable[..., int]:
-    """A command line function of an async one: its parameter `connection` becomes the options above."""
+def with_connection(command: Callable[..., Coroutine[Any, Any, int]], *, in_account: bool = True) -> Callable[..., int]:
+    """A command line function of an async one: its parameter `connection` becomes the options above.
+
+    A command that is not `in_account` acts on the server, or on an account that it is given: it has no --account.
+    """
     own = inspect.signature(command, eval_str=True).parameters
-    shared = inspect.signature(connection_options, eval_str=True).parameters
+    shared = {name: parameter for name, parameter in inspect.signature(connection_options, eval_str=True).parameters.items()
+              if in_account or name != "account"}
 
     def call(**values: Any) -> int:
         given = {name: values.pop(name) for name in shared}
