@@ -49,6 +49,14 @@ def test_accounts_are_named_in_one_way(command: str, capsys: pytest.CaptureFixtu
     assert "--nats" in shown and "--account" not in shown
 
 
+def test_the_start_rate_is_not_promised(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is kept and not enforced yet says so where it is set."""
+    for command in ("create", "set"):
+        cli.main(["accounts", command, "--help"])
+
+        assert "(kept, not enforced yet)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """`toque` alone lists the commands."""
     assert cli.main([]) == 0

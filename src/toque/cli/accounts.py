@@ -15,7 +15,8 @@ from toque.errors import UsageError
 OutputOption = Annotated[Format, Option("--output", "-o", help="form of the report")]
 NameArgument = Annotated[str, Argument(metavar="NAME", help="name of the account")]
 MaxConcurrent = Annotated[int | None, Option("--max-concurrent", metavar="N", help="instances running at once")]
-StartRate = Annotated[float | None, Option("--start-rate", metavar="N", help="instances started per second; 0: any")]
+StartRate = Annotated[float | None, Option("--start-rate", metavar="N", help="instances started per second; 0: any "
+                                            "(kept, not enforced yet)")]
 QueueLimit = Annotated[int | None, Option("--queue-limit", metavar="N", help="instances queued, per workflow")]
 Stations = Annotated[int | None, Option("--stations", metavar="N", help="stations: the most pods that share the work; "
                                         "fixed once the account is made")]
