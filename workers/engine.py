@@ -15,7 +15,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from toque._payload import decode_params, describe_exception, encode
+from toque._payload import decode, decode_params, describe_exception, encode
 from toque.errors import DeterminismError, MisuseError
 from toque.storage import records as r
 from toque.workers.attempts import Attempts
@@ -33,7 +33,7 @@ from toque.workers.replay import (
 )
 from toque.workers.step_call import RunStep, StepCall, StepDecorator
 from toque.workers.waits import Waits
-from toque.workflow import Step, Workflow, WorkflowEvent, params_type, workflow_name
+from toque.workflow import Step, Workflow, WorkflowEvent, params_type, result_type, workflow_name
 
 NEAR_MS = 1000  # a wait that ends so soon keeps its slot (protocol rule 9)
 INTERRUPTIONS_MAX = 10  # so many without progress park the instance
@@ -412,6 +412,7 @@ class Engine:
             try:
                 self._check_closed()
                 output = encode(main.result(), what=f"the result of {self.title}", limit=self.host.payload_max)
+                decode(output, result_type(self.flow), what=f"the result of {self.title}")  # as who asks for it does
             except Exception as failure:  # encoders are user code, too  # noqa: BLE001
                 self._end(r.Status.ERRORED, failure=describe_exception(failure))
             else:

@@ -182,6 +182,25 @@ def test_an_output_that_cannot_be_recorded_makes_the_instance_errored(value: Any
     play(story)
 
 
+def test_an_output_that_does_not_fit_the_annotation_makes_the_instance_errored() -> None:
+    """Else it would be complete for good, with an output that a typed client can never read."""
+
+    class Returns(Workflow[Any, Point]):
+        async def run(self, event: Event, step: Step) -> Point:
+            return 5  # type: ignore[return-value]  # that is the point
+
+    async def story() -> None:
+        host = EngineHost(Returns)
+        host.create()
+
+        failure = await host.failure()
+
+        assert failure.type == "toque.errors.InvalidPayload"
+        assert "the result of Returns/i1 cannot be decoded as" in failure.message
+
+    play(story)
+
+
 def test_an_output_whose_encoder_raises_makes_the_instance_errored() -> None:
     """Encoders are user code."""
 
