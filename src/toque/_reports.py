@@ -334,7 +334,8 @@ class _Cursor:
 
 def _check_listed(status: str, limit: int | None) -> None:
     if status == "queued":
-        raise UsageError("queued instances are not listed, only counted: see queues(); a single one has status()")
+        raise UsageError("queued instances are not listed, only counted: ask for the queues (`toque queues`), or for the "
+                         "status of a single one (`toque instances describe ID`)")
     if status and status not in LISTED:
         raise UsageError(f"no instance has the status {status!r}; there are {', '.join(LISTED)}")
     if limit is not None and limit < 1:

@@ -183,6 +183,13 @@ def test_a_list_does_not_say_that_a_failed_instance_has_no_error(terminal: Termi
     assert "broken" in terminal.report("instances", "describe", "listed-failure")["error"]["message"]
 
 
+def test_who_lists_queued_instances_is_told_the_command(terminal: Terminal) -> None:
+    """The line names what can be typed."""
+    ended = terminal.toque("instances", "list", "--status", "queued", code=2)
+
+    assert "`toque queues`" in ended.stderr and "()" not in ended.stderr
+
+
 def test_a_list_that_is_cut_says_so(terminal: Terminal) -> None:
     """Nobody takes the newest instances for all there are; stdout holds the report alone."""
     for number in range(3):
