@@ -57,6 +57,7 @@ EXIT_STORE = 4
 SUSPECT_FILE = "suspect"
 STORE_DIRECTORY = "store"
 QUIET_S = 0.02
+CUT_S = 1.0  # so long a callback that was cut at the end may clean up
 
 _log = get_logger("toque.pod")
 
@@ -184,8 +185,21 @@ class Pod:
                              stations=", ".join(map(str, ownership.stations)))
         if ownership is not None:
             await ownership.drop_all()
-        if self._keeper is not None:
+        if self._keeper is not None and await self._callbacks_out():
             await self._keeper.leave()
+        context.session.lost = True
+
+    async def _callbacks_out(self) -> bool:
+        """Whether every callback is out; those that were cut get a moment for it, a thread cannot be cut.
+
+        If not, the exit ends them and the session runs out by its TTL: whoever ended it now would let another pod enter
+        a callback that is still inside here.
+        """
+        callbacks = self.context.callbacks
+        give_up = asyncio.get_running_loop().time() + CUT_S
+        while callbacks.inside > callbacks.threads_inside and asyncio.get_running_loop().time() < give_up:
+            await asyncio.sleep(QUIET_S)
+        return not callbacks.inside
 
     # -- session -------------------------------------------------------------------------------------------------------
 

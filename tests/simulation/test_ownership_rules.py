@@ -372,6 +372,39 @@ def test_sigterm_ends_in_time_though_the_journal_is_dead(when):
     play(story)
 
 
+def test_a_session_is_not_ended_while_a_thread_is_inside():
+    """Closes: SIGTERM, and a sync callback outlasts the grace time: its pod ends its session at once, so another pod enters
+    the same callback while the thread is still inside; and the pod stays until the thread is out or its TTL over."""
+
+    async def story(world: World) -> None:
+        class Threaded(Workflow[int, int], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                return await step.do("s1", blocking)
+
+        def blocking(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                return 7
+
+        app = world.app(Threaded)
+        a = await world.start_pod("a", app, grace_s=2.0)
+        a.callbacks.thread_s = 300.0
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entries, "it is inside")
+        session = a.session
+        await world.start_pod("b", app)
+        asked = world.now
+        await a.stop()
+
+        assert world.now - asked <= 2.0 + 0.5
+        assert not world.session_key(session).ended, "it was ended while the thread was inside"
+        await world.until(lambda: world.records(r.Ended), "b goes on", timeout_s=TTL_S + 5)
+        assert world.session_key(session).ended == "expired"
+        check_all(world, "work", ["one"])
+
+    play(story, account=account(stations=1))
+
+
 def test_sigterm_during_a_move_ends_in_time():
     """Closes: the move's release is under way when SIGTERM comes, and the hand-over waits for a second one that the
     sealed epoch never takes."""
