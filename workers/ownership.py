@@ -147,6 +147,10 @@ class Ownership:
                                                     expected=tail.position.sequence if tail else 0)
         except (Deposed, Abandoned):
             return  # somebody else was first, or our session is over
+        except JournalHalted:
+            if await context.journal.tail(station) == tail:
+                raise
+            return  # a group of the last owner was still under way, and came before the claim: the next tick sees it
         position = r.Position(sequence, header)
         await self._restore(station, sequence)
         if not session.in_time():

@@ -457,6 +457,30 @@ def test_a_stopped_process_that_goes_on_harms_nobody():
     play(story)
 
 
+def test_a_dead_owners_last_group_only_delays_a_claim():
+    """Closes: it was still under way when its pod was killed, and lands between the look at the tail and the claim. The
+    claim is refused, its pod takes the journal for damaged, and lets the station lie for ten seconds."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=3, step_s=0.5))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered(step="s2"), "it is inside s2")
+        world.broker.fail_next(subjects.journal("main", FIRST), DELAY, times=2, delay_s=0.8)
+        await world.until(lambda: world.history.entered(step="s2")[0].left_at, "it has left s2")
+        await world.passes(0.1)
+        a.kill()
+        died = world.now
+        await world.start_pod("a", app)
+        await world.until(lambda: world.records(r.Ended), "it has ended")
+
+        assert world.now - died < 5
+        check_all(world, "work", ["one"])
+
+    play(story, account=account(stations=1))
+
+
 # -- a claim that is accepted is served, or given up -------------------------------------------------------------------
 
 @pytest.mark.parametrize("seed", range(1, 6))
