@@ -122,7 +122,9 @@ class Ownership:
                 self._moving[station] = asyncio.get_running_loop().create_task(self._move(held, session))
 
     def _may_move(self, station: StationId) -> bool:
-        return station not in self._moving and self._now() >= self._not_before.get(station, 0.0)
+        """After a move that was held up, not before that callback is out: the station stands still during each try."""
+        again = station in self._not_before and self.stations[station].held_up
+        return not again and station not in self._moving and self._now() >= self._not_before.get(station, 0.0)
 
     def _now(self) -> float:
         return self._context.clock.boottime()
@@ -258,7 +260,9 @@ class Ownership:
     async def _move(self, held: Station, successor: str) -> None:
         try:
             moved = await self._hand_over(held, successor, MOVE_PATIENCE_S, ending=False)
-            if not moved:
+            if moved:
+                self._not_before.pop(held.id, None)
+            else:
                 self._not_before[held.id] = self._now() + MOVE_AGAIN_S
         finally:
             self._moving.pop(held.id, None)

@@ -31,6 +31,7 @@ TIMER_HORIZON_MS = 1500
 TIMERS_PER_SCAN = 10_000
 QUIET_POLL_S = 0.01
 DEAD_RETRY_S = 0.5
+CUT_S = 5.0  # so long a callback that a hand-over has cut may clean up
 
 _log = get_logger("toque.station")
 
@@ -103,7 +104,8 @@ class Station:
         """Release the station (protocol rule 6). False, and still the owner, when callbacks did not end in time.
 
         No callback is entered meanwhile. After `patience_s` async callbacks that are still inside are cut, unless the
-        pod is `ending`: then its exit cuts them, as an interruption. A thread cannot be cut: the station stays.
+        pod is `ending`: then its exit cuts them, as an interruption. A thread cannot be cut: the station stays. So it
+        does when a callback that was cut stays inside; its instance is read back when it comes out.
         """
         self.frozen = True
         give_up = self._loop.time() + patience_s
@@ -113,7 +115,9 @@ class Station:
                 break
             if late and ending:
                 return False  # still frozen: what was entered in the last moments would only be cut
-            if late and self.callbacks_in_threads:
+            overdue = self.inside and self._loop.time() >= give_up + CUT_S
+            if late and (self.callbacks_in_threads or overdue):
+                self._take_back_cut()
                 self._unfreeze()
                 return False
             if late:
@@ -133,10 +137,33 @@ class Station:
         await self.close()
         return True
 
+    def _take_back_cut(self) -> None:
+        """The station stays: what was cut goes on from the store, as soon as no callback of it is inside any more."""
+        for engine in self.engines.values():
+            if engine.closed:
+                self._spawn(self._read_back(engine))
+
+    async def _read_back(self, engine: Engine) -> None:
+        while engine.inside or engine.unaccepted:
+            await asyncio.sleep(QUIET_POLL_S)
+        await self.context.store.flush()
+        if self.engines.get(engine.serial) is not engine:
+            return  # a second move was given up meanwhile, and somebody else has seen to it
+        self._release_slot(engine)
+        del self.engines[engine.serial]
+        del self.by_id[engine.admitted.workflow, engine.admitted.id]
+        if not engine.ended:
+            self._want_slot(0, engine.serial)
+
     def _cut_callbacks(self) -> None:
         for engine in self.engines.values():
             if engine.inside:
                 engine.cut()
+
+    @property
+    def held_up(self) -> bool:
+        """Whether a callback is inside that a hand-over cannot cut, or has cut in vain."""
+        return any(engine.threads_inside or engine.closed for engine in self.engines.values())
 
     @property
     def callbacks_in_threads(self) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 
 from toque import _subjects as subjects
@@ -321,6 +324,47 @@ def test_a_station_with_a_thread_inside_is_not_moved():
         await world.spread_over(a, b)
         assert [world.history.times(instance, "s1") for instance in ids] == [1] * 4
         check_all(world, "work", ids)
+
+    play(story)
+
+
+def test_a_callback_that_cannot_be_cut_does_not_stop_its_station():
+    """Closes: an async callback swallows its cancellation, so the move waits for it for ever, and the station is frozen so
+    long: nothing is admitted, woken or entered there. The move is given up; the instance goes on when it is out."""
+
+    async def story(world: World) -> None:
+        class Stubborn(Workflow[int, int], name="stubborn"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                return await step.do("s1", stubborn, timeout="1 hour")
+
+        again: set[str] = set()  # instances whose callback was entered before
+
+        async def stubborn(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                until = world.now + (120 if ctx.instance_id not in again else 1)
+                again.add(ctx.instance_id)
+                while world.now < until:
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.sleep(until - world.now)
+            return 7
+
+        app = world.app(Stubborn, steps_workflow(world))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        ids = {station: world.ids_at(station, 1)[0] for station in world.stations()}
+        for instance in ids.values():
+            await world.publish("stubborn", instance)
+        await world.until(lambda: len(world.history.entries) == len(ids), "all are inside")
+        await world.start_pod("b", app)
+        await world.passes(MOVE_PATIENCE_S + 20)
+        for station in world.stations():
+            await world.publish("work", world.ids_at(station, 1, "other")[0])
+        await world.until(lambda: len(world.records(r.Ended)) == len(ids), "others are done meanwhile", timeout_s=30)
+
+        assert a.pod.context.callbacks.inside
+        await world.until(lambda: len(world.records(r.Ended)) == 2 * len(ids), "these end too", timeout_s=200)
+        await world.quiet()
+        check_all(world, "stubborn", ids.values())
 
     play(story)
 
