@@ -159,6 +159,33 @@ def test_changed_code_holds_its_instances_and_the_old_code_heals_them():
     play(story)
 
 
+def test_changed_code_holds_an_instance_whose_wait_is_gone():
+    """Closes: the code loses a wait that an instance is in: woken, it runs ahead of what the journal holds."""
+
+    async def story(world: World) -> None:
+        app = world.app(sleeper_workflow(world, "work", nap="30 seconds"))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.records(r.SleepStarted), "it sleeps")
+        a.kill()
+
+        class Sleepless(Workflow[int, int], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                await step.do("before", reporting(world, 1, 0.1))
+                return await step.do("after", reporting(world, 1, 0.1))
+
+        a = await world.start_pod("a", world.app(Sleepless))
+        await world.until(lambda: world.records(r.Blocked), "it is held")
+        assert "sleep('nap', occurrence 1)" in world.records(r.Blocked)[0].reason
+        assert world.history.times("one", "after") == 0
+        a.kill()
+        await world.start_pod("a", app)
+        assert await world.client().handle("work", "one").result() == 7
+
+    play(story)
+
+
 # -- rule 18: commit before consequence --------------------------------------------------------------------------------
 
 def test_run_is_entered_after_the_acceptance_of_the_creation():
@@ -278,6 +305,36 @@ def test_a_pod_that_was_stopped_between_the_gates_and_the_entry_enters_nothing(k
         await world.passes(1)
 
         assert [pod for pod, _ in entered] == ["b"]
+
+    play(story)
+
+
+def test_nothing_is_recorded_behind_a_termination_that_is_on_its_way():
+    """Closes: the termination counts when it is accepted: a callback that returns before that is recorded behind the end,
+    and run() goes on with its result. Terminate is set in memory before its commit."""
+
+    async def story(world: World) -> None:
+        went_on: list[str] = []
+
+        class Watched(Workflow[int, int], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                await step.do("s1", reporting(world, 1, 1.0))
+                went_on.append("after s1")
+                return await step.do("s2", reporting(world, 1, 1.0))
+
+        await world.start_pod("a", world.app(Watched))
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one"), "it is inside s1")
+        world.broker.fail_next(journal_of(world, "one"), DELAY, delay_s=1.8)
+        await world.client().handle("work", "one").terminate()
+        await world.passes(3)
+
+        last = [record for group in world.journal(world.station_of("one")) for record in group.records if record.serial]
+        assert isinstance(last[-1], r.Ended)
+        assert went_on == []
+        assert world.history.times("one", "s2") == 0
+        await world.quiet()
 
     play(story)
 
