@@ -10,11 +10,11 @@ import pytest
 from toque import _subjects as subjects
 from toque._protocol import Answer, InstanceRequest, encode
 from toque._subjects import StationId
-from toque.errors import OwnerAway, StepFailed
+from toque.errors import InstanceExists, OwnerAway, StepFailed
 from toque.sim.checks import check_all, check_once
 from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
-from toque.storage.memory_broker import DELAY
+from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER
 from toque.storage.ports import BusTimeout
 from toque.workflow import Step, Workflow, WorkflowEvent
 
@@ -29,6 +29,32 @@ async def ask(world: World, operation: str, request: InstanceRequest) -> Answer:
     subject = subjects.station_request("main", world.station_of(request.id), operation)
     reply = await world.bus().request(subject, encode(request, json=False), timeout_s=20.0)
     return msgspec.msgpack.decode(reply.data, type=Answer)
+
+
+# -- rules 14 and 15: nonces -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_duplicate_after_a_lost_answer_is_told_apart_by_its_nonce(theirs):
+    """Closes: the answer to a creation is lost, the repeat is refused as a duplicate of what is queued, and the caller is
+    told "exists" of its own creation, or believes that somebody else's is its own."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world, step_s=20)))
+        await world.all_owned()
+        await world.publish("work", "busy")
+        await world.until(lambda: world.history.entered("busy"), "the slot is taken")
+        world.broker.fail_next(subjects.create("main", "work", "one"), DROP_BEFORE if theirs else LOSE_ANSWER)
+        creating = asyncio.ensure_future(world.client().create("work", 7, id="one", timeout="30 seconds"))
+        await world.passes(1)
+        if theirs:
+            await world.publish("work", "one", nonce="theirs")
+            with pytest.raises(InstanceExists):
+                await creating
+        else:
+            await creating
+        assert len(world.queued("work")) == 1, "the story needs it to be queued still"
+
+    play(story, account=account(max_concurrent=1))
 
 
 # -- rule 16: a negative answer ----------------------------------------------------------------------------------------
