@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from toque._logging import get_logger
 from toque.workers.step_call import StepCall
 from toque.workflow import context_place, pass_context
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from toque.workflow import StepContext
 
 CODES_MAX = 10_000
+HELD_SHOWN_MAX = 5
+
+step_inside: contextvars.ContextVar[tuple[str, str, str]] = contextvars.ContextVar("step_inside")
+"""Workflow, instance id and step of the async callback that the task runs, or was made by."""
+
+_log = get_logger("toque.callbacks")
 
 
 class Callbacks:
@@ -31,9 +38,39 @@ class Callbacks:
     def __init__(self, threads_max: int) -> None:
         self.threads_max = threads_max
         self.inside = 0
-        self.threads_inside = 0
+        self.threads_inside = 0  # sync callbacks that have a thread, or wait for one
+        self.threads_taken = 0  # of those: that have one
         self.abandoned = 0  # of those inside: they timed out or were cut, so their result will be refused
+        self._held: dict[Attempt, float] = {}  # abandoned ones that have a thread → since when, in the loop's time
         self._pool = ThreadPoolExecutor(threads_max, thread_name_prefix="toque-step")
+
+    @property
+    def threads_abandoned(self) -> int:
+        """Threads that nobody waits for any more, and that cannot be stopped."""
+        return len(self._held)
+
+    def hold(self, attempt: Attempt, since: float) -> None:
+        """The result of a callback in a thread does not count any more; its thread goes on."""
+        self._held[attempt] = since
+        _log.warning("a callback is abandoned; its thread goes on", callback=attempt.title, abandoned=len(self._held),
+                     threads=self.threads_max)
+        if len(self._held) == self.threads_max:
+            self._say_that_all_are_held()
+
+    def let_go(self, attempt: Attempt, now: float) -> None:
+        """A thread is free again."""
+        since = self._held.pop(attempt, None)
+        if since is not None:
+            _log.info("an abandoned callback has returned, and is refused", callback=attempt.title,
+                      late_s=round(now - since, 1), abandoned=len(self._held))
+
+    def _say_that_all_are_held(self) -> None:
+        titles = [attempt.title for attempt in self._held]
+        more = f" and {len(titles) - HELD_SHOWN_MAX} more" if len(titles) > HELD_SHOWN_MAX else ""
+        _log.error("all threads are held by abandoned callbacks: no sync callback can be entered here",
+                   threads=self.threads_max, callbacks=", ".join(titles[:HELD_SHOWN_MAX]) + more,
+                   remedy="restart the pod, which is the only way to end a thread; then give what the callbacks wait "
+                          "for a time-out of its own, or have them look at ctx.cancelled, or raise --threads")
 
     def submit(self, fn: Callable[[], None]) -> None:
         self._pool.submit(fn)
@@ -76,8 +113,8 @@ class Reports(Protocol):
 class Attempt:
     """See the module. It begins when it is made, and tells `reports` what becomes of it, never before it is made."""
 
-    __slots__ = ("_callbacks", "_closed", "_context", "_loop", "_made", "_reports", "_task", "_timer", "call",
-                 "number", "started_at")
+    __slots__ = ("_callbacks", "_closed", "_context", "_has_thread", "_loop", "_made", "_reports", "_task", "_timer",
+                 "call", "number", "started_at")
 
     def __init__(self, reports: Reports, call: StepCall, number: int) -> None:
         engine = reports.engine
@@ -91,6 +128,7 @@ class Attempt:
         self._task: asyncio.Future[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        self._has_thread = False
         self._made: Awaitable[Any] | None = None  # by a sync callable
         fn = call.fn
         assert fn is not None
@@ -101,9 +139,19 @@ class Attempt:
             args, keywords = pass_context(fn, args, keywords, self._context)
         if is_async(fn):
             self._start_timer()
-            self._watch(_entered(engine.host.in_time, fn, args, keywords))
+            self._watch(_entered(self._place, engine.host.in_time, fn, args, keywords))
         else:
             self._begin_thread(fn, args, keywords)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"step {self.call.name!r} of {self._reports.engine.title}"
+
+    @property
+    def _place(self) -> tuple[str, str, str]:
+        admitted = self._reports.engine.admitted
+        return admitted.workflow, admitted.id, self.call.name
 
     def cut(self) -> None:
         """Refuse whatever comes: the session is lost, the instance is terminated, or run() cancelled the step."""
@@ -111,6 +159,8 @@ class Attempt:
             return
         self._close()
         self._callbacks.abandoned += 1
+        if self._has_thread:
+            self._callbacks.hold(self, self._loop.time())
         if self._task is not None:
             self._task.cancel()
 
@@ -121,8 +171,7 @@ class Attempt:
             self._timer = self._loop.call_later(self.call.options.timeout_ms / 1000, self._time_out)
 
     def _watch(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        name = f"step {self.call.name!r} of {self._reports.engine.title}"
-        self._task = self._loop.create_task(coroutine, name=name)
+        self._task = self._loop.create_task(coroutine, name=self.title)
         self._task.add_done_callback(self._task_done)
 
     def _task_done(self, task: asyncio.Future[Any]) -> None:
@@ -185,7 +234,7 @@ class Attempt:
         if self._closed or not self._reports.engine.host.in_time():
             post(self._thread_not_entered)
             return
-        post(self._start_timer)
+        post(self._thread_entered)
         try:
             result = fn()
         except BaseException as error:  # whatever it was, it belongs to the step  # noqa: BLE001
@@ -193,13 +242,21 @@ class Attempt:
         else:
             post(self._thread_returned, result)
 
+    def _thread_entered(self) -> None:
+        self._has_thread = True
+        self._callbacks.threads_taken += 1
+        if self._closed:
+            self._callbacks.hold(self, self._loop.time())  # it was cut while its thread came
+        else:
+            self._start_timer()
+
     def _thread_returned(self, result: Any) -> None:
         self._thread_gone()
         if not inspect.isawaitable(result):
             self._returned(result)
         elif not self._closed:  # a sync callable that made a coroutine: await it here
             self._made = result
-            self._watch(_awaited(result))
+            self._watch(_awaited(self._place, result))
         else:
             _close(result)
             self._returned(None)
@@ -215,15 +272,20 @@ class Attempt:
     def _thread_gone(self) -> None:
         self._callbacks.threads_inside -= 1
         self._reports.engine.threads_inside -= 1
+        if self._has_thread:
+            self._has_thread = False
+            self._callbacks.threads_taken -= 1
+            self._callbacks.let_go(self, self._loop.time())
 
 
 class _NotInTime(Exception):
     """The deadline came between the making of the task and its first step (the process was stopped, say)."""
 
 
-async def _entered(in_time: Callable[[], bool], fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...],
-                   keywords: dict[str, Any]) -> Any:
+async def _entered(place: tuple[str, str, str], in_time: Callable[[], bool], fn: Callable[..., Awaitable[Any]],
+                   args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """The entry itself: the deadline is read here once more, with nothing between it and the callback."""
+    step_inside.set(place)
     if not in_time():
         raise _NotInTime
     return await _called(fn, args, keywords)
@@ -237,7 +299,8 @@ async def _called(fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], keyw
         raise _tamed(error) from error
 
 
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
+async def _awaited(place: tuple[str, str, str], awaitable: Awaitable[Any]) -> Any:
+    step_inside.set(place)
     return await _called(lambda: awaitable, (), {})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toque.storage.journal import Journal
@@ -37,7 +37,6 @@ class PodContext:
     control: ControlWatch
     env: Any = None
     started_at: int = 0
-    loop_lag_s: float = field(default=0.0)
 
     def may_start(self) -> bool:
         """Whether instances may be admitted or woken now."""

@@ -1,6 +1,6 @@
 """Keeps the session on a thread, a loop and a connection of its own, and watches the pod's loop from there.
 
-A loop that user code blocks stops its round trips: the keeper then stops renewing, and this watch names what blocks it.
+A loop that user code blocks stops its round trips: the keeper then stops renewing, and the LoopWatch names what blocks it.
 If anything is still inside a callback when the session's time is over, the process ends here and now: a thread cannot be
 stopped in any other way, and another pod may be inside the same callback already.
 """
@@ -12,54 +12,38 @@ import contextlib
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Awaitable, Callable
 
 from toque._logging import get_logger
 from toque._protocol import SessionRecord
 from toque.storage.ports import Bus, BusError, BusTimeout, Clock, NoResponders
 from toque.workers.attempt import Callbacks
+from toque.workers.loop_watch import LoopWatch
 from toque.workers.session import RETRY_S, Session, SessionKeeper
 
 WATCH_S = 0.1
-STALL_S = 1.0
-FRAMES_SHOWN = 6
 EXIT_FENCED = 75
 
 _log = get_logger("toque.keeper")
-
-
-class Beat:
-    """When the pod's loop was last seen alive; written by that loop."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.at = clock.boottime()
-        self.thread = threading.get_ident()
-        self.loop = asyncio.get_running_loop()
-
-    def now(self) -> None:
-        self.at = self._clock.boottime()
 
 
 class KeeperThread:
     """One session's keeper. Callbacks are called in the loop that made it."""
 
     def __init__(self, connect: Callable[[], Awaitable[Bus]], account: str, clock: Clock, session: Session, *,
-                 callbacks: Callbacks, beat: Beat, on_lost: Callable[[str], None]) -> None:
+                 callbacks: Callbacks, loop_watch: LoopWatch, on_lost: Callable[[str], None]) -> None:
         self._connect = connect
         self._account = account
         self._clock = clock
         self._session = session
         self._callbacks = callbacks
-        self._beat = beat
+        self._loop_watch = loop_watch
         self._pod_loop = asyncio.get_running_loop()
         self._on_lost = on_lost
         self._opened: asyncio.Future[None] = self._pod_loop.create_future()
         self._ended: asyncio.Future[None] = self._pod_loop.create_future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeper: SessionKeeper | None = None
-        self._stalled = False
         self._thread = threading.Thread(target=self._run, name="toque-session", daemon=True)
 
     async def open(self) -> None:
@@ -128,22 +112,7 @@ class KeeperThread:
                 _log.error("a callback outlived its session: the process ends", callbacks=self._callbacks.inside)
                 sys.stderr.flush()
                 os._exit(EXIT_FENCED)
-            stall = now - self._beat.at
-            if stall < STALL_S:
-                self._stalled = False
-            elif not self._stalled:
-                self._stalled = True
-                _log.error("the pod's loop is blocked", seconds=round(stall, 1), by=self._blocker(),
-                           remedy="make the callback a plain `def` (it then runs in a thread), or await inside it; "
-                                  "run() itself must only await steps")
-
-    def _blocker(self) -> str:
-        """What the pod's loop is doing now, as well as can be told from outside."""
-        task = asyncio.tasks._current_tasks.get(self._beat.loop)  # type: ignore[attr-defined]  # no public way
-        frame = sys._current_frames().get(self._beat.thread)
-        lines = traceback.format_stack(frame)[-FRAMES_SHOWN:] if frame is not None else []
-        name = task.get_name() if task is not None else "run() of an instance"
-        return f"{name}\n{''.join(lines)}"
+            self._loop_watch.look()
 
     def _lost(self, why: str) -> None:
         self._post(self._on_lost, why)

@@ -38,8 +38,9 @@ from toque.workers.attempt import Callbacks
 from toque.workers.broker_time import BrokerTime
 from toque.workers.context import PodContext
 from toque.workers.control import ControlWatch
-from toque.workers.keeper_thread import Beat, KeeperThread
+from toque.workers.keeper_thread import KeeperThread
 from toque.workers.leasing import Leasing
+from toque.workers.loop_watch import Lag, LoopWatch
 from toque.workers.ownership import Ownership
 from toque.workers.queue_purge import EVERY_S, QueuePurge
 from toque.workers.queue_reader import QueueReader
@@ -48,8 +49,6 @@ from toque.workers.slots import Slots
 from toque.workers.station import Station
 from toque.workflow import workflow_version
 
-BEAT_S = 0.25
-LAG_PROBE_S = 0.25
 SAMPLE_S = 1.0
 REOPEN_S = 0.5
 EXIT_OK = 0
@@ -105,11 +104,11 @@ class Pod:
     def __init__(self, app: App, *, pod: str, account: AccountRecord, layout: Layout, bus: Bus, store: Store,
                  clock: Clock, rng: random.Random, make_keeper: KeeperFactory, env: object = None,
                  slots_max: int = 10_000, threads_max: int = 32, ttl_s: float | None = None,
-                 callbacks: Callbacks | None = None, beat: Callable[[], None] = lambda: None,
+                 callbacks: Callbacks | None = None, loop_watch: LoopWatch | None = None,
                  remember_session: Callable[[str], None] = lambda session: None) -> None:
         self._make_keeper = make_keeper
         self._remember_session = remember_session
-        self._beat = beat
+        self._loop_watch = loop_watch
         self._slots_max = slots_max
         self._ttl_s = ttl_s or account.ttl_s
         self._stopping = asyncio.Event()
@@ -146,7 +145,6 @@ class Pod:
             await self._open_session()
             self._spawn(self._follow_time())
             self._spawn(self._purge())
-            self._spawn(self._measure_lag())
             ready()
             await self._stopping.wait()
             await self._hand_over(grace_s)
@@ -311,14 +309,6 @@ class Pod:
                 _log.info("no round trip to JetStream", why=str(error))
             await asyncio.sleep(period)
 
-    async def _measure_lag(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + LAG_PROBE_S
-            await asyncio.sleep(LAG_PROBE_S)
-            self.context.loop_lag_s = max(0.0, loop.time() - due)
-            self._beat()
-
     async def _purge(self) -> None:
         context = self.context
         purge = QueuePurge(context.bus, context.account, owns_first=self._owns_first)
@@ -336,16 +326,19 @@ class Pod:
         return self.ownership is not None and self.ownership.owns_first()
 
     def _report(self, message: Message) -> None:
-        context = self.context
+        context, callbacks = self.context, self.context.callbacks
         if not message.reply or self._leasing is None:
             return
+        lag_s, worst = (self._loop_watch.lag_s, self._loop_watch.worst()) if self._loop_watch else (0.0, Lag(0.0, ""))
         view = PodView(
             pod=context.pod, session=context.session.id,
             stations=sorted(map(str, self.ownership.stations)) if self.ownership else [],
             slots_leased=self._leasing.leased, slots_in_use=context.slots.in_use, slots_wanted=self._leasing.wanted,
-            loop_lag_ms=round(context.loop_lag_s * 1000, 1), workflows=context.session.record.workflows,
+            loop_lag_ms=round(lag_s * 1000, 1), workflows=context.session.record.workflows,
             started_at=context.started_at, journal=context.journal.trouble or self._halted or self._sessionless or "ok",
-            threads_in_use=context.callbacks.threads_inside, pid=os.getpid(), host=socket.gethostname(),
+            loop_lag_worst_ms=round(worst.seconds * 1000, 1), loop_blocked_by=worst.by,
+            threads_in_use=callbacks.threads_taken, threads_abandoned=callbacks.threads_abandoned,
+            threads_max=callbacks.threads_max, pid=os.getpid(), host=socket.gethostname(),
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         context.bus.respond(message, encode(view, json=is_json(message.data)))
 
@@ -380,15 +373,17 @@ async def run_pod(app: App, options: PodOptions) -> int:
         callbacks = Callbacks(options.threads_max)
         stack.callback(callbacks.close)
         clock = SystemClock()
-        beat = Beat(clock)
+        loop_watch = LoopWatch(clock, ttl_s=options.ttl_s or account.ttl_s)
+        loop_watch.start()
+        stack.callback(loop_watch.close)
 
         def make_keeper(session: Session, on_lost: Callable[[str], None]) -> KeeperThread:
             return KeeperThread(lambda: NatsBus.connect(options.nats), options.account, clock, session,
-                                callbacks=callbacks, beat=beat, on_lost=on_lost)
+                                callbacks=callbacks, loop_watch=loop_watch, on_lost=on_lost)
 
         pod = Pod(app, pod=options.pod, account=account, layout=layout, bus=bus, store=store, clock=clock,
                   rng=random.Random(), make_keeper=make_keeper, env=env, slots_max=options.slots_max,
-                  threads_max=options.threads_max, ttl_s=options.ttl_s, callbacks=callbacks, beat=beat.now,
+                  threads_max=options.threads_max, ttl_s=options.ttl_s, callbacks=callbacks, loop_watch=loop_watch,
                   remember_session=lock.remember_session)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -126,7 +126,11 @@ class PodView(msgspec.Struct, omit_defaults=True):
     workflows: dict[str, str]  # name → version
     started_at: int = 0
     journal: str = "ok"  # "ok", or what is wrong with it
-    threads_in_use: int = 0
+    loop_lag_worst_ms: float = 0.0  # of the last minute
+    loop_blocked_by: str = ""  # what the loop was busy with then, if it was blocked
+    threads_in_use: int = 0  # callbacks in threads, the abandoned ones too
+    threads_abandoned: int = 0  # of those: their result will be refused, but a thread cannot be stopped
+    threads_max: int = 0
     pid: int = 0
     host: str = ""
     memory_bytes: int = 0

@@ -20,7 +20,8 @@ from toque.errors import InstanceErrored, InvalidName, PayloadTooLarge, UnknownW
 
 pytestmark = pytest.mark.timeout(90)
 
-WORKFLOWS = "bare-number, blocking, echo, five-steps, gated, sleeper, typed, unencodable"
+WORKFLOWS = ("bare-number, blocking, blocking-callback, echo, five-steps, gated, overdue, sleeper, typed, "
+             "unencodable")
 LEGAL = "legal are letters a-z and A-Z, digits, '_' and '-', and it must not begin with '-'"
 BAD_IDS = {
     "a.b": f"instance id 'a.b' has '.' at position 1; {LEGAL}",
@@ -210,9 +211,51 @@ def test_a_run_that_blocks_the_loop_is_named(kitchen: Kitchen, with_client: With
         return str(await (await client.create("blocking", 1.6)).result("20 seconds"))
 
     assert with_client(story) == "done"
-    complaint = next(line for line in kitchen.terminal.text.splitlines() if "the pod's loop is blocked" in line)
-    assert "run() of an instance" in complaint and "kitchen.py" in complaint and "block_the_loop" in complaint
-    assert "run() itself must only await steps" in complaint
+    complaint = complaint_of(kitchen, "blocking")
+    assert "run() itself" in complaint and "kitchen.py" in complaint and "block_the_loop" in complaint
+    assert "run() must only await steps" in complaint
+
+
+def test_a_callback_that_blocks_the_loop_is_named(kitchen: Kitchen, with_client: WithClient) -> None:
+    """Workflow, instance, step and line, in the pod's output and for a minute in `toque pods`."""
+
+    async def story(client: Client) -> str:
+        return str(await (await client.create("blocking-callback", 1.6, id="sleepy")).result("20 seconds"))
+
+    assert with_client(story) == "done"
+    complaint = complaint_of(kitchen, "blocking-callback")
+    assert "the async callback" in complaint and "sleepy" in complaint and "nap" in complaint
+    assert "kitchen.py" in complaint and "plain `def`" in complaint
+    shown = kitchen.toque("pods", "-o", "json")
+    assert any(view["loop_lag_worst_ms"] > 1000 and "step 'nap' of blocking-callback/sleepy" in view["loop_blocked_by"]
+               for view in json.loads(shown.out))
+    assert "by the async callback, step 'nap' of blocking-callback/sleepy" in shown.err
+
+
+def complaint_of(kitchen: Kitchen, workflow: str) -> str:
+    """The line that says that this workflow blocks the loop."""
+    return next(line for line in kitchen.terminal.text.splitlines()
+                if "the pod's loop is blocked" in line and f"workflow={workflow} " in f"{line} ")
+
+
+def test_a_thread_that_outlives_its_time_out_is_shown_until_it_returns(
+        kitchen: Kitchen, with_client: WithClient, tmp_path: Path) -> None:
+    """Its late result is refused; it is counted as abandoned; `ctx.cancelled` tells it; its return is logged."""
+    gate = tmp_path / "gate"
+
+    async def story(client: Client) -> str:
+        handle = await client.create("overdue", str(gate), id="late")
+        await eventually(lambda: abandoned(client, 1))
+        gate.touch()
+        await eventually(lambda: abandoned(client, 0))
+        return str(await handle.result("10 seconds"))
+
+    assert with_client(story) == "it was told that the time was over"
+    kitchen.terminal.wait_for("an abandoned callback has returned, and is refused")
+
+
+async def abandoned(client: Client, number: int) -> bool:
+    return sum(view.threads_abandoned for view in await client.pods()) == number
 
 
 # -- afterwards --------------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ class Reports:
         self.callbacks = ThreadsByHand(by_hand=True)
         self.deadline_ahead = True
         host = SimpleNamespace(callbacks=self.callbacks, in_time=lambda: self.deadline_ahead)
-        self.engine: Any = SimpleNamespace(host=host, now_ms=lambda: 5, title="flow/i1", threads_inside=0)
+        self.engine: Any = SimpleNamespace(host=host, now_ms=lambda: 5, title="flow/i1", threads_inside=0,
+                                           admitted=SimpleNamespace(workflow="flow", id="i1"))
 
     def begin(self, fn: Callable[..., Any], *args: Any, timeout_ms: int = 1000, **keywords: Any) -> Attempt:
         call: Any = SimpleNamespace(fn=fn, args=args, keywords=keywords or None, name="x",

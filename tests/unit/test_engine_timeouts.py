@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -313,13 +314,69 @@ def test_a_late_result_of_a_thread_is_refused_and_counted(raises: bool) -> None:
         host, threads = with_threads(LATER, raises=raises)
         await asyncio.sleep(30)
         assert (threads.abandoned, threads.threads_inside) == (1, 1)
+        assert (threads.threads_taken, threads.threads_abandoned) == (1, 1)
         threads.let_out()
         await host.settle()
 
         assert (threads.abandoned, threads.threads_inside, threads.inside) == (0, 0, 0)
+        assert (threads.threads_taken, threads.threads_abandoned) == (0, 0)
         assert host.env.seen == [True]
         assert await host.output() == "second"
         assert len(host.of_kind(r.AttemptFailed)) == 1
+
+    play(story)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [record.msg for record in caplog.records if record.name == "toque.callbacks"]
+
+
+def test_an_abandoned_callback_is_told_when_it_is_abandoned_and_when_it_returns(caplog: pytest.LogCaptureFixture) -> None:
+    """By its step and instance; and how late it was."""
+    caplog.set_level(logging.INFO)
+
+    async def story() -> None:
+        host, threads = with_threads(LATER)
+        await asyncio.sleep(30)
+        threads.let_out()
+        await host.settle()
+
+    play(story)
+    abandoned, _, returned = said(caplog)
+    assert abandoned["event"] == "a callback is abandoned; its thread goes on"
+    assert returned["event"] == "an abandoned callback has returned, and is refused"
+    assert abandoned["callback"] == returned["callback"] == "step 'x' of Flow/i1"
+    assert returned["late_s"] == pytest.approx(25)
+
+
+def test_a_pod_whose_threads_are_all_abandoned_says_so_and_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    """With one thread, one is all. It names the callbacks, and it says so once."""
+
+    async def story() -> None:
+        host, threads = with_threads(LATER)
+        assert threads.threads_max == 1
+        await asyncio.sleep(30)
+        threads.let_out()
+        await host.settle()
+
+    play(story)
+    (line,) = [line for line in said(caplog) if line["level"] == "error"]
+    assert line["event"] == "all threads are held by abandoned callbacks: no sync callback can be entered here"
+    assert line["callbacks"] == "step 'x' of Flow/i1"
+    assert "restart the pod" in line["remedy"] and "ctx.cancelled" in line["remedy"]
+
+
+def test_a_callback_that_waits_for_a_thread_has_taken_none() -> None:
+    """A pod whose threads are busy shows as many as it has, not all that wait for them."""
+
+    async def story() -> None:
+        host = threaded(ONCE)
+        work = await in_a_thread(host)
+        assert (host.callbacks.threads_inside, host.callbacks.threads_taken) == (1, 0)
+        work()
+        await host.ended()
+
+        assert (host.callbacks.threads_inside, host.callbacks.threads_taken) == (0, 0)
 
     play(story)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Final
 
 from typer import Option
 
-from toque._protocol import StationView
+from toque._protocol import PodView, StationView
 from toque.cli.connection import Connection
 from toque.cli.output import EXIT_OK, Format, age_text, bytes_text, say, show_json, show_table, whole
 
@@ -19,15 +19,34 @@ NO_PODS: Final = ("no pods serve the account {account!r}; start one with `toque 
 
 
 async def pods(connection: Connection, output: OutputOption = Format.TABLE) -> int:
-    """Show the pods: stations, slots, loop lag, memory."""
+    """Show the pods: stations, slots, threads, loop lag now and at worst in the last minute, memory."""
     async with connection.client() as client:
         views = await client.pods()
-    columns = ["pod", "stations", "slots", "in use", "threads", "loop lag", "memory", "journal", "workflows", "process"]
-    rows = [[view.pod, len(view.stations), view.slots_leased, view.slots_in_use, view.threads_in_use,
-             f"{view.loop_lag_ms:.1f} ms", bytes_text(view.memory_bytes), view.journal,
+    columns = ["pod", "stations", "slots", "in use", "threads", "loop lag", "worst lag", "memory", "journal", "workflows",
+               "process"]
+    rows = [[view.pod, len(view.stations), view.slots_leased, view.slots_in_use, _threads(view),
+             f"{view.loop_lag_ms:.1f} ms", f"{view.loop_lag_worst_ms:.1f} ms", bytes_text(view.memory_bytes), view.journal,
              _with_versions(view.workflows), f"{view.host}:{view.pid}"] for view in views]
-    return _report(views, columns, rows, output, empty=NO_PODS.format(account=connection.account),
-                   numbers={"stations", "slots", "in use", "threads", "loop lag", "memory"})
+    code = _report(views, columns, rows, output, empty=NO_PODS.format(account=connection.account),
+                   numbers={"stations", "slots", "in use", "threads", "loop lag", "worst lag", "memory"})
+    for remark in (remark for view in views for remark in pod_remarks(view)):
+        say(remark)
+    return code
+
+
+def _threads(view: PodView) -> str:
+    abandoned = f" ({view.threads_abandoned} abandoned)" if view.threads_abandoned else ""
+    return f"{view.threads_in_use}{abandoned}"
+
+
+def pod_remarks(view: PodView) -> Iterator[str]:
+    """What is wrong with a pod's loop and threads, and what to do."""
+    if view.loop_blocked_by:
+        yield (f"the loop of {view.pod} was blocked for {view.loop_lag_worst_ms / 1000:.1f} s in the last minute by "
+               f"{view.loop_blocked_by}; its log says what to do")
+    if view.threads_abandoned and view.threads_abandoned >= view.threads_max:
+        yield (f"all {view.threads_max} threads of {view.pod} are held by callbacks that timed out or were cut: no sync "
+               f"callback can be entered there. Restart the pod; its log names the callbacks")
 
 
 async def stations(connection: Connection, output: OutputOption = Format.TABLE) -> int:

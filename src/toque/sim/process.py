@@ -173,7 +173,7 @@ class ProcessLoop(VirtualLoop):
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]
                              context: contextvars.Context | None = None) -> asyncio.Handle:
         thread = SimulatedThread.current
-        if thread is not None:
+        if thread is not None and thread.elapsed_s:  # else in the order of the calls, which timers do not keep
             return self.call_later(thread.elapsed_s, callback, *args, context=context)
         guarded = _guard(callback, context)
         handle = super().call_soon_threadsafe(guarded, *args, context=context)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toque import Retries, Step, StepContext, StepFailed, Workflow, WorkflowEvent
+from toque import Retries, Step, StepContext, StepFailed, StepTimeout, Workflow, WorkflowEvent
 from toque.chaos import five_steps
 from toque.chaos.five_steps import Reporters
 
@@ -124,3 +124,32 @@ class Blocking(Workflow[float, str], name="blocking"):
 
 def block_the_loop(seconds: float) -> None:
     time.sleep(seconds)
+
+
+class BlockingCallback(Workflow[float, str], name="blocking-callback"):
+    """An async callback that blocks the pod's loop for as many seconds as the params say."""
+
+    async def run(self, event: WorkflowEvent[float], step: Step) -> str:
+        return await step.do("nap", nap, event.payload)
+
+
+async def nap(seconds: float) -> str:
+    time.sleep(seconds)  # noqa: ASYNC251  # the mistake that is tested
+    return "done"
+
+
+class Overdue(Workflow[str, str], name="overdue"):
+    """A callback in a thread that takes no notice of its time-out until the file of the params is there."""
+
+    async def run(self, event: WorkflowEvent[str], step: Step) -> str:
+        try:
+            await step.do("hang", hang, Path(event.payload), retries=Retries(limit=0), timeout="0.2 seconds")
+        except StepTimeout:
+            return "it was told that the time was over"
+        return "the late result was taken"
+
+
+def hang(ctx: StepContext, gate: Path) -> str:
+    while not (is_open(gate) and ctx.cancelled):
+        time.sleep(GATE_POLL_S)
+    return "late"
