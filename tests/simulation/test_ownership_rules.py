@@ -426,12 +426,12 @@ def test_a_session_is_not_ended_while_a_thread_is_inside():
                 return await step.do("s1", blocking)
 
         def blocking(ctx: StepContext) -> int:
-            with world.history.inside(ctx):
+            with world.history.inside(ctx) as visit:
+                work_in_thread(300.0 if visit.pod == "a" else 0.0)
                 return 7
 
         app = world.app(Threaded)
         a = await world.start_pod("a", app, grace_s=2.0)
-        a.callbacks.thread_s = 300.0
         await world.all_owned()
         await world.publish("work", "one")
         await world.until(lambda: world.history.entries, "it is inside")
