@@ -91,6 +91,11 @@ class GroupCommit:
         return len(self._pending) > GROUP_RECORDS_MAX or self._pending_bytes > self._bytes_max
 
     @property
+    def closed(self) -> bool:
+        """Whether the epoch is over here: nothing more will be accepted."""
+        return self._closed
+
+    @property
     def idle(self) -> bool:
         return not self._busy and not self._pending
 

@@ -35,6 +35,7 @@ from toque.storage import records as r
 from toque.storage.ports import BusError, Message, NoResponders, Subscription
 from toque.workers.engine import Engine
 from toque.workers.news import within
+from toque.workers.souschef import refusal
 from toque.workers.station import Station
 
 LIST_LIMIT_MAX = 1000
@@ -95,7 +96,15 @@ class Answers:
             _log.exception("a request failed", subject=message.subject)
             answer = Answer(self._epoch, "refused", "the owner failed on this request; its log says why")
         if self._station.in_time() or answer.code == "moved":
-            self._context.bus.respond(message, encode(answer, json=json))
+            self._context.bus.respond(message, self._fitting(answer, json))
+
+    def _fitting(self, answer: Answer, json: bool) -> bytes:
+        data = encode(answer, json=json)
+        limit = self._context.bus.max_payload
+        if len(data) <= limit:
+            return data
+        return encode(Answer(answer.epoch, "refused", f"the answer has {len(data)} bytes, and the server takes messages of "
+                             f"{limit} (its max_payload)"), json=json)
 
     async def _answer(self, message: Message, json: bool) -> Answer:
         name = message.subject.rpartition(".")[2]
@@ -225,6 +234,8 @@ class Answers:
             return None
         if souschef is None:
             raise Unavailable(f"pod {self._context.pod} does not have workflow {request.workflow!r}")
+        if refusal(request.id, message, self._station.payload_max):
+            return None  # it will be parked
         return self._station.admit(souschef, souschef.admitted(request.id, message, 0), into_slot=False)
 
     def _already(self, status: r.Status, request: InstanceRequest) -> Answer:

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 CODES_MAX = 10_000
 HELD_SHOWN_MAX = 5
+NO_THREAD_PAUSE_S = 1.0
 
 step_inside: contextvars.ContextVar[tuple[str, str, str]] = contextvars.ContextVar("step_inside")
 """Workflow, instance id and step of the async callback that the task runs, or was made by."""
 
 _log = get_logger("toque.callbacks")
+
+
+def _nothing() -> None:
+    """For a thread that only has to be there."""
 
 
 class Callbacks:
@@ -41,6 +46,7 @@ class Callbacks:
         self.threads_inside = 0  # sync callbacks that have a thread, or wait for one
         self.threads_taken = 0  # of those: that have one
         self.abandoned = 0  # of those inside: they timed out or were cut, so their result will be refused
+        self._closed = False
         self._held: dict[Attempt, float] = {}  # abandoned ones that have a thread → since when, in the loop's time
         self._pool = ThreadPoolExecutor(threads_max, thread_name_prefix="toque-step")
 
@@ -73,9 +79,22 @@ class Callbacks:
                           "for a time-out of its own, or have them look at ctx.cancelled, or raise --threads")
 
     def submit(self, fn: Callable[[], None]) -> None:
-        self._pool.submit(fn)
+        """Run it in a thread. When the host has none to give it waits, and is not lost: the next thread takes it."""
+        try:
+            self._pool.submit(fn)
+        except RuntimeError as error:
+            if self._closed:
+                raise
+            _log.error("no thread can be started; a sync callback waits", why=str(error),
+                       remedy="raise the host's limit of processes and threads (ulimit -u, TasksMax, pids.max)")
+            asyncio.get_running_loop().call_later(NO_THREAD_PAUSE_S, self._try_again)
+
+    def _try_again(self) -> None:
+        if not self._closed:
+            self.submit(_nothing)  # what waits was taken into the pool's queue all the same
 
     def close(self) -> None:
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -36,6 +36,7 @@ from toque.workers.waits import Waits
 from toque.workflow import Step, Workflow, WorkflowEvent, params_type, result_type, workflow_name
 
 NEAR_MS = 1000  # a wait that ends so soon keeps its slot (protocol rule 9)
+BLOCKED_LENGTH_MAX = 2_000
 INTERRUPTIONS_MAX = 10  # so many without progress park the instance
 
 
@@ -149,6 +150,7 @@ class Engine:
 
     def hold(self, reason: str) -> None:
         """Hold the instance: the journal keeps why, once, and loading it again tries again."""
+        reason = reason[:BLOCKED_LENGTH_MAX]  # it may carry texts of the user's own
         self.blocked = reason
         self._stop()
         if reason != self._blocked_before:

@@ -52,6 +52,7 @@ class Ownership:
         self._answers: dict[StationId, Answers] = {}
         self._gates: dict[StationId, tuple[Gatekeeper, Subscription, asyncio.Task[None]]] = {}
         self._moving: dict[StationId, asyncio.Task[None]] = {}
+        self._claimed: dict[StationId, str] = {}  # claimed and not opened yet → whose session's end interrupted it, if any
         self._not_before: dict[StationId, float] = {}
         self._dropping: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
@@ -154,21 +155,31 @@ class Ownership:
                 raise
             return  # a group of the last owner was still under way, and came before the claim: the next tick sees it
         position = r.Position(sequence, header)
+        self._note_claim(station, tail)
         await self._restore(station, sequence)
         if not session.in_time():
             return
         held = Station(context, station, position, on_lost=self._lost)
         self.stations[station] = held
-        released = tail is None or tail.released is not None
         try:
-            await self._open(held, "" if released or tail is None else tail.position.header.session)
+            await self._open(held, self._claimed[station])
         except (BusTimeout, BusError, NoResponders):
             await self._drop(held)  # half open it would be ours and serve nobody; the next tick claims it again
             raise
         if held.closed:
             return
+        del self._claimed[station]
         held.restored_ms = int((time.perf_counter() - started) * 1000)
         _log.info("station claimed", station=str(station), epoch=epoch, restored_ms=held.restored_ms)
+
+    def _note_claim(self, station: StationId, tail: Tail | None) -> None:
+        """Whom the station's instances were interrupted with. A claim of ours that was never opened interrupted nobody."""
+        if tail is None or tail.released is not None:
+            self._claimed[station] = ""
+        elif tail.position.header.session != self._context.session.id:
+            self._claimed[station] = tail.position.header.session
+        else:
+            self._claimed.setdefault(station, self._context.session.id)
 
     async def _may_claim(self, station: StationId, tail: Tail | None) -> bool:
         context = self._context

@@ -142,7 +142,7 @@ class Pod:
         await context.control.open()
         reports = await context.bus.subscribe(subjects.pods(context.account), self._report)
         try:
-            await self._open_session()
+            await self._open_first_session()
             self._spawn(self._follow_time())
             self._spawn(self._purge())
             ready()
@@ -155,6 +155,17 @@ class Pod:
             await context.control.close()
         if self._fatal is not None:
             raise self._fatal
+
+    async def _open_first_session(self) -> None:
+        """Returns early when the pod is stopped meanwhile: a broker that is away must not hold up its end."""
+        opening = asyncio.ensure_future(self._open_session())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not opening.done():
+            opening.cancel()
+            return
+        opening.result()
 
     def stop(self, why: ToqueError | None = None) -> None:
         """End in order; with `why`, end at once with that error."""

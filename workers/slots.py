@@ -7,9 +7,13 @@ import heapq
 from collections.abc import Callable
 from typing import Protocol
 
+from toque._logging import get_logger
+
 SPARE_SLOTS = 64  # asked for beyond the work in sight, so that an idle system starts at once
 PREFETCH_MAX = 256
 DISPATCH_BURST_MAX = 256  # starts in one turn of the loop
+
+_log = get_logger("toque.slots")
 
 
 class Waker(Protocol):
@@ -96,8 +100,11 @@ class Slots:
         for _ in range(DISPATCH_BURST_MAX):
             if self.in_use >= self.ceiling:
                 break
-            if not self._start_one():
-                break
+            try:
+                if not self._start_one():
+                    break
+            except Exception:  # the edge of a loop's callback: one that cannot be started must not stop the others  # noqa: BLE001
+                _log.exception("an instance could not be started")
         else:
             self.kick()
         self.on_start()
@@ -110,17 +117,24 @@ class Slots:
             _, _, waker, serial = heapq.heappop(self._woken)
             if waker.closed:
                 continue
-            self.in_use += 1
-            if waker.start_woken(serial):
+            if self._with_slot(lambda: waker.start_woken(serial)):  # noqa: B023  # called at once
                 return True
-            self.in_use -= 1
         best: Source | None = None
         for source in self.sources:
             if source.can_admit and (best is None or source.slots_in_use < best.slots_in_use):
                 best = source
         if best is None:
             return False
-        self.in_use += 1
-        if not best.admit_next():
-            self.in_use -= 1
+        self._with_slot(best.admit_next)
         return True
+
+    def _with_slot(self, start: Callable[[], bool]) -> bool:
+        """Start something in a slot, which is free again when nothing was started."""
+        self.in_use += 1
+        started = False
+        try:
+            started = start()
+        finally:
+            if not started:
+                self.in_use -= 1
+        return started

@@ -225,7 +225,8 @@ class Station:
         return self._session.in_time() and not self.closed
 
     def may_enter(self) -> bool:
-        return not self.frozen and not self.commits.full and self.in_time() and not self.context.journal.trouble
+        able = not self.frozen and not self.commits.closed and not self.commits.full
+        return able and self.in_time() and not self.context.journal.trouble
 
     def may_admit(self) -> bool:
         """Whether a creation may be admitted now."""

@@ -10,7 +10,7 @@ import pytest
 from toque import _subjects as subjects
 from toque._protocol import Answer, InstanceRequest, encode
 from toque._subjects import StationId
-from toque.errors import InstanceExists, OwnerAway, StepFailed
+from toque.errors import InstanceExists, OwnerAway, StepFailed, ToqueError
 from toque.sim.checks import check_all, check_once
 from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
@@ -172,13 +172,14 @@ def test_a_pod_that_was_stopped_past_its_deadline_answers_nothing_of_before():
 
 # -- rule 17: a record always fits -------------------------------------------------------------------------------------
 
-def returning_workflow(size: int):
-    """A step whose result has so many bytes; its output is the size, or what became of the step."""
+def returning_workflow(size: int, steps: int = 1):
+    """Steps whose results have so many bytes; the output is the size, or what became of a step."""
 
     class Returning(Workflow[int, str], name="work"):
         async def run(self, event: WorkflowEvent[int], step: Step) -> str:
             try:
-                return str(len(await step.do("large", large)))
+                results = [await step.do("large", large) for _ in range(steps)]
+                return str(len(results[-1]))
             except StepFailed as error:
                 return error.error_type
 
@@ -267,3 +268,20 @@ def test_groups_fit_into_a_message_of_a_server_with_a_small_max_payload():
         check_all(world, "work", ids)
 
     play(story, account=account(stations=1))
+
+
+def test_an_answer_that_no_message_can_carry_is_a_refusal():
+    """Closes: the answer is larger than the server takes, sending it raises, and the caller asks again and again in vain."""
+
+    async def story(world: World) -> None:
+        world.broker.max_payload = SMALL // 4
+        await world.start_pod("a", world.app(returning_workflow(100_000, steps=4)))
+        await world.all_owned()
+        handle = await world.client().create("work", 7, id="one")
+        await world.until(lambda: world.records(r.Ended), "it has ended")
+
+        with pytest.raises(ToqueError, match=r"the answer has .* bytes, and the server takes messages of 262144"):
+            await handle.describe()
+        assert (await handle.status()).status == "complete"
+
+    play(story)

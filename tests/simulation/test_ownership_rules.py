@@ -550,6 +550,36 @@ def test_a_connection_lost_behind_a_claim_leaves_no_station_half_open(seed):
     play(story, seed=seed, account=account(stations=1))
 
 
+def test_a_released_station_that_is_claimed_twice_was_not_interrupted():
+    """Closes: the successor's connection breaks between its claim and the opening, so it claims above its own claim; the
+    instances that were handed over in order count as interrupted by it."""
+    claims: list[int] = []
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=6, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one", "s2"), "it is on its way")
+        b = await world.start_pod("b", app)
+        stopping = asyncio.ensure_future(a.stop())
+        while len(world.records(r.Claim)) < 2:
+            await world.passes(0.0005)
+        b.bus.disconnect()
+        await world.passes(1)
+        b.bus.reconnect()
+        await stopping
+        await world.until(lambda: world.records(r.Ended), "it has ended", timeout_s=30)
+
+        claims.append(len(world.records(r.Claim)))
+        assert not world.records(r.Interrupted)
+        check_all(world, "work", ["one"])
+
+    for seed in range(6):
+        play(story, seed=seed, account=account(stations=1))
+    assert max(claims) == 3, "the connection was never lost between a claim and the opening"
+
+
 def test_a_station_lost_while_it_is_opened_keeps_nobody_from_the_others():
     """Closes: the record of the interruption is refused, so its acceptance never comes; the pod waits for it for ever,
     and claims none of the dead pod's other stations."""

@@ -490,3 +490,21 @@ def test_a_client_believes_no_lower_epoch():
             await handle.status(timeout="2 seconds")
 
     play(story, account=account(stations=2))
+
+
+def test_sigterm_before_the_first_session_ends_at_once():
+    """Closes: the broker does not answer while the pod starts, and SIGTERM waits until it does."""
+
+    async def story(world: World) -> None:
+        await world.ensure_account()
+        world.broker.fail_next("toque.main.control.session.>", DROP_BEFORE, times=1_000)
+        starting = asyncio.ensure_future(world.start_pod("a", world.app(steps_workflow(world))))
+        await world.passes(3)
+        asked = world.now
+        await world.nodes[0].stop()
+        starting.cancel()
+
+        assert world.now - asked < 1
+        assert world.nodes[0].exit_code == 0
+
+    play(story)

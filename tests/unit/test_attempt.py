@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from unit.engine_host import ThreadsByHand, play
 
-from toque.workers.attempt import Attempt, is_async
+from toque.workers.attempt import Attempt, Callbacks, is_async
 from toque.workflow import StepContext
 
 place: contextvars.ContextVar[str] = contextvars.ContextVar("place", default="outside")
@@ -310,3 +311,34 @@ def test_async_callables_are_known_as_such() -> None:
     assert not is_async(makes_coroutine)
     assert not is_async(print)
     assert not is_async(Callable_)
+
+
+def test_a_sync_callback_without_a_thread_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host has no thread to give just now: what was submitted runs once, as soon as there is one."""
+    ran: list[str] = []
+    start = threading.Thread.start
+    refused: list[threading.Thread] = []
+
+    def start_later(thread: threading.Thread) -> None:
+        if len(refused) < 2:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def story() -> None:
+        callbacks = Callbacks(4)
+        monkeypatch.setattr(threading.Thread, "start", start_later)
+        came = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def work() -> None:
+            ran.append("work")
+            loop.call_soon_threadsafe(came.set)
+
+        callbacks.submit(work)
+        async with asyncio.timeout(10):
+            await came.wait()
+        callbacks.close()
+
+    asyncio.run(story())
+    assert (ran, len(refused)) == (["work"], 2)

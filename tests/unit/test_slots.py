@@ -35,9 +35,11 @@ class Station:
 
     def __init__(self, log):
         self.closed = False
-        self.log, self.gone = log, set()
+        self.log, self.gone, self.broken = log, set(), set()
 
     def start_woken(self, serial):
+        if serial in self.broken:
+            raise ValueError("its rows cannot be read")
         if serial in self.gone:
             return False
         self.log.append(serial)
@@ -226,5 +228,21 @@ def test_the_prefetch_is_bounded_and_never_nothing():
         assert bench.slots.prefetch == 1
         bench.slots.set_ceiling(100_000)
         assert bench.slots.prefetch == PREFETCH_MAX
+
+    on_bench(check)
+
+
+def test_what_cannot_be_started_costs_no_slot_and_stops_nobody():
+    """R1 and L2: an instance whose start raises is told in the log; its slot is free again and the next ones start."""
+
+    async def check(bench):
+        bench.station.broken = {1}
+        for serial in (1, 2):
+            bench.slots.wake(serial, bench.station, serial)
+        bench.slots.set_ceiling(1)
+        await bench.dispatched()
+
+        assert bench.log == [2]
+        assert bench.slots.in_use == 1
 
     on_bench(check)
