@@ -113,6 +113,35 @@ def test_a_queued_instance_of_a_workflow_that_the_pod_lacks_is_not_said_to_be_un
     play(story, account=account(max_concurrent=1))
 
 
+def test_an_owner_answers_when_it_has_taken_up_what_lives_there():
+    """Closes: the new owner answers while its records of the interruptions are still on their way: a termination gets the
+    number that an interruption has already, it is acknowledged, and the instance runs on."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=3, step_s=2))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one", "s2"), "it is inside s2")
+        a.kill()
+        starting = asyncio.ensure_future(world.start_pod("a", app))
+        await world.until(lambda: len(world.records(r.Claim)) == 2, "it is claimed again")
+        world.broker.fail_next(subjects.journal("main", FIRST), DROP_BEFORE)
+        handle = world.client().handle("work", "one")
+        await handle.terminate()
+        terminated = world.now
+        await starting
+        await world.passes(5)
+
+        assert (await handle.status()).status == "terminated"
+        assert world.history.entered("one", since=terminated) == []
+        assert world.records(r.Interrupted)
+        await world.quiet()
+        check_all(world, "work", ["one"])
+
+    play(story, account=account(stations=1))
+
+
 def test_an_owner_that_cannot_read_the_queue_does_not_say_not_found():
     """Closes: the queue has no leader just now, the index does not know the id, and a queued instance is "not found"."""
 
