@@ -17,7 +17,7 @@ import msgspec
 from toque.errors import InstanceFailed, LostRace, UsageError
 
 OK, FAILED, UNKNOWN = "ok", "failed", "unknown"
-CREATE, RESULT = "create", "result"
+CREATE, RESULT, STATUS = "create", "result", "status"
 COMPLETE = "complete"
 
 _ANSWERS_FOR_SURE = (LostRace, UsageError)
@@ -27,13 +27,13 @@ class Op(msgspec.Struct, omit_defaults=True):
     """One operation of the client on one instance."""
 
     number: int
-    op: str  # create | result | …
+    op: str  # create | result | status
     workflow: str = ""
     instance: str = ""
     invoked_ns: int = 0
     returned_ns: int = 0  # 0: never returned
     outcome: str = UNKNOWN  # ok | failed (it did not happen, for sure) | unknown
-    status: str = ""  # of result: the terminal status that the client was told
+    status: str = ""  # of result and status: what the client was told
     value: str = ""  # of result: the output, or a digest of it; of failed and unknown: why
 
 

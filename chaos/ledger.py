@@ -161,6 +161,7 @@ class Ledger:
     def start(cls, path: Path) -> Ledger:
         """Start a ledger that appends to `path`. Blocks until it answers; raises LedgerAway if it does not."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
         directory = Path(tempfile.mkdtemp(prefix="toque-ledger-"))  # a socket's path holds 107 bytes at most
         process = subprocess.Popen(
             [sys.executable, "-m", "toque.chaos.ledger", str(directory / "socket"), str(path.resolve())],
@@ -368,11 +369,11 @@ class AsyncLedgerClient:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 class LedgerReader:
-    """Reads a ledger's file while it grows."""
+    """Reads a ledger's file while it grows, from `offset` bytes on."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, offset: int = 0) -> None:
         self._file = file
-        self._offset = 0
+        self._offset = offset
         self._decoder = msgspec.json.Decoder(Entry)
 
     def read_new(self) -> list[Entry]:
@@ -385,9 +386,9 @@ class LedgerReader:
         return [self._decoder.decode(line) for line in whole.splitlines()]
 
 
-def read_ledger(file: Path) -> list[Entry]:
-    """Every entry of a ledger's file, in order."""
-    return LedgerReader(file).read_new()
+def read_ledger(file: Path, offset: int = 0) -> list[Entry]:
+    """Every entry of a ledger's file from `offset` bytes on, in order."""
+    return LedgerReader(file, offset).read_new()
 
 
 if __name__ == "__main__":

@@ -1,199 +1,39 @@
-"""Judges a run from the ledger and the client's log: C1, C2, C3, E1, E3, L1, and the recovery gap after a kill.
+"""Judges a run from the ledger and the client's log: C1, C2, C3, E1, E3, L1.
 
 Pure functions over lists. Each check returns a Verdict with a count of what it looked at: a check that saw nothing does
-not hold. An attempt whose process died inside (a `gone`, or a "killed" mark) was *cut*, and ended when the process did.
+not hold.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import median
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from toque.chaos.history import COMPLETE, CREATE, FAILED, OK, RESULT, Op
-from toque.chaos.ledger import ENTER, EXIT, GONE, MARK, Entry
+from toque.chaos.pairing import CANCELLED, CUT, Ledgered, Stop, Visit
+from toque.chaos.verdicts import InstanceKey, Verdict
 
-KILLED = "killed"  # the note of a mark: the process `pid` was killed
-CUT = "cut"  # the outcome of a visit whose process died inside
-CANCELLED = "CancelledError"  # the outcome of a visit that was ended from outside: shutdown, hand-over
-VIOLATIONS_SHOWN = 20
+SESSION_SHARE = 0.5  # of the TTL: a stop that was shorter cannot have cost the session
 
 StepOrder = Mapping[str, Mapping[str, int]]  # workflow → step → stage; steps of one stage may run side by side
-
-
-class InstanceKey(NamedTuple):
-    """An instance as ledger and log name it."""
-
-    workflow: str
-    instance: str
-
-    def __str__(self) -> str:
-        return f"{self.workflow}/{self.instance}"
-
-
-@dataclass
-class Verdict:
-    """Whether a promise held: over `checked` cases, with the violations found (the first ones in words)."""
-
-    id: str
-    promise: str
-    checked: int = 0
-    broken: int = 0
-    violations: list[str] = field(default_factory=list)
-    note: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """No violation, and something was looked at."""
-        return not self.broken and self.checked > 0
-
-    @property
-    def word(self) -> str:
-        """holds, BROKEN, or NOT SEEN: nothing happened that it could have been judged from."""
-        if self.holds:
-            return "holds"
-        return "BROKEN" if self.broken else "NOT SEEN"
-
-    def violated(self, what: str) -> None:
-        self.broken += 1
-        if len(self.violations) < VIOLATIONS_SHOWN:
-            self.violations.append(what)
-
-
-@dataclass
-class Visit:
-    """One time that a callback was entered."""
-
-    key: InstanceKey
-    step: str
-    attempt: int
-    pod: str
-    pid: int
-    connection: int
-    token: str
-    entered_ns: int
-    left_ns: int = 0  # 0: still inside when the ledger ends
-    outcome: str = ""  # "ok", the type of what it raised, "cut", or "" when still inside
-
-    @property
-    def cut(self) -> bool:
-        return self.outcome == CUT
-
-    @property
-    def story(self) -> str:
-        return f"attempt {self.attempt} ({self.outcome or 'inside'})"
-
-    @property
-    def where(self) -> str:
-        return f"{self.key} step {self.step!r} attempt {self.attempt} on {self.pod or 'pid'} {self.pid}"
-
-
-@dataclass(frozen=True)
-class Kill:
-    """A process that was killed, and when."""
-
-    pid: int
-    pod: str
-    at_ns: int
-
-
-@dataclass
-class Ledgered:
-    """A ledger's entries, paired: what the checks read."""
-
-    visits: list[Visit]  # in order of entry
-    kills: list[Kill]
-    strays: list[str]  # exits without an enter: the ledger itself is damaged
-
-    @property
-    def cut(self) -> list[Visit]:
-        return [visit for visit in self.visits if visit.cut]
-
-    @property
-    def deaths(self) -> dict[int, int]:
-        """pid → when it died: by a mark, or by what the kernel closed while it was inside."""
-        deaths = {kill.pid: kill.at_ns for kill in self.kills}
-        for visit in self.cut:
-            deaths.setdefault(visit.pid, visit.left_ns)
-        return deaths
-
-    def by_instance(self) -> dict[InstanceKey, list[Visit]]:
-        grouped: dict[InstanceKey, list[Visit]] = defaultdict(list)
-        for visit in self.visits:
-            grouped[visit.key].append(visit)
-        return grouped
-
-
-class _Pairing:
-    """Follows the ledger line by line; knows who is inside."""
-
-    def __init__(self) -> None:
-        self.out = Ledgered([], [], [])
-        self._open: dict[tuple[int, InstanceKey, str, int], Visit] = {}
-        self._dead: set[int] = set()
-
-    def take(self, entry: Entry) -> None:
-        if entry.kind == ENTER:
-            self._enter(entry)
-        elif entry.kind == EXIT:
-            self._exit(entry)
-        elif entry.kind == GONE:
-            self._cut(entry.at_ns, [v for v in self._open.values() if v.connection == entry.connection])
-        elif entry.kind == MARK and entry.note == KILLED:
-            self.out.kills.append(Kill(entry.pid, entry.pod, entry.at_ns))
-            self._dead.add(entry.pid)
-            self._cut(entry.at_ns, [v for v in self._open.values() if v.pid == entry.pid])
-
-    def _enter(self, entry: Entry) -> None:
-        visit = Visit(InstanceKey(entry.workflow, entry.instance), entry.step, entry.attempt, entry.pod, entry.pid,
-                      entry.connection, entry.token, entry.at_ns)
-        self.out.visits.append(visit)
-        self._open[_place(entry)] = visit
-        if entry.pid in self._dead:  # sent before the kill, read after it: never acknowledged, so nothing was done
-            self._cut(entry.at_ns, [visit])
-
-    def _exit(self, entry: Entry) -> None:
-        visit = self._open.pop(_place(entry), None)
-        if visit is not None:
-            visit.left_ns, visit.outcome = entry.at_ns, entry.note
-        elif entry.pid not in self._dead:
-            self.out.strays.append(f"{entry.workflow}/{entry.instance} step {entry.step!r}: exit without an enter")
-
-    def _cut(self, at_ns: int, visits: Iterable[Visit]) -> None:
-        for visit in visits:
-            visit.left_ns, visit.outcome = at_ns, CUT
-            del self._open[visit.connection, visit.key, visit.step, visit.attempt]
-
-
-def _place(entry: Entry) -> tuple[int, InstanceKey, str, int]:
-    return entry.connection, InstanceKey(entry.workflow, entry.instance), entry.step, entry.attempt
-
-
-def pair(entries: Iterable[Entry]) -> Ledgered:
-    """Pair enters with exits, and end what a dead process left open."""
-    pairing = _Pairing()
-    for entry in entries:
-        pairing.take(entry)
-    return pairing.out
 
 
 # -- creations ---------------------------------------------------------------------------------------------------------
 
 def check_c1(ops: Sequence[Op], expected: Mapping[InstanceKey, str], *,
-             statuses: Mapping[InstanceKey, str] = {}) -> Verdict:
+             statuses: Mapping[InstanceKey, str] = {}, existing: Iterable[InstanceKey] = ()) -> Verdict:
     """Each acknowledged creation reached exactly one terminal state, and its result is as computed.
 
     `expected` holds the value that `result` must show, for the instances whose result was computed apart;
-    `statuses` the terminal status, where it is not "complete".
+    `statuses` the terminal status, where it is not "complete"; `existing` the instances of which no creation was
+    acknowledged as new, but a later one was told that they exist.
     """
     ends: dict[InstanceKey, set[tuple[str, str]]] = defaultdict(set)
     for op in ops:
         if op.op == RESULT and op.outcome == OK:
             ends[InstanceKey(op.workflow, op.instance)].add((op.status, op.value))
-    created = _created(ops)
+    created = list(dict.fromkeys([*_created(ops), *existing]))
     verdict = Verdict("C1", "each acknowledged creation reached one terminal state, its result as computed")
     verdict.checked = len(created)
     for key in created:
@@ -298,25 +138,30 @@ def _judge_order(verdict: Verdict, visits: Sequence[Visit], stages: Mapping[str,
 def check_e3(ledger: Ledgered, *, retries: int = 5) -> Verdict:
     """Attempts are bounded by the retry limit and the deaths, and their numbers grow.
 
-    An attempt that was left in order is not repeated unless its process died (before the checkpoint was stored).
+    An attempt that was left in order is not repeated unless its process died, or lost its session, before the
+    checkpoint was stored.
     Not for steps that time out: their threads end late, and in vain.
     """
     verdict = Verdict("E3", "attempts were bounded and grew, none was repeated without a death")
     deaths = ledger.deaths
+
+    def lost(before: Visit, after: Visit) -> bool:
+        return deaths.get(before.pid, after.entered_ns) < after.entered_ns or ledger.lapsed(before)
+
     for key, visits in ledger.by_instance().items():
         for step, of_step in _by_step(visits).items():
             verdict.checked += 1
-            _judge_attempts(verdict, f"{key} step {step!r}", of_step, retries, deaths)
+            _judge_attempts(verdict, f"{key} step {step!r}", of_step, retries, lost)
     return verdict
 
 
 def _judge_attempts(verdict: Verdict, what: str, visits: Sequence[Visit], retries: int,
-                    deaths: Mapping[int, int]) -> None:
+                    lost: Callable[[Visit, Visit], bool]) -> None:
     repeats = 0
     for before, after in itertools.pairwise(visits):
-        died = deaths.get(before.pid, after.entered_ns) < after.entered_ns
-        repeats += died or _was_ended_from_outside(before)
-        if before.outcome == OK and not died:
+        was_lost = lost(before, after)
+        repeats += was_lost or _was_ended_from_outside(before)
+        if before.outcome == OK and not was_lost:
             verdict.violated(f"{what}: attempt {after.attempt} follows {before.story}, whose process lived")
         lowest = before.attempt if _was_ended_from_outside(before) else before.attempt + 1
         if after.attempt < lowest:
@@ -341,12 +186,18 @@ def _by_step(visits: Iterable[Visit]) -> dict[str, list[Visit]]:
     return grouped
 
 
-def check_l1(ledger: Ledgered, *, limit: int) -> Verdict:
-    """Instances inside callbacks at one time never exceed the limit; what died inside counts until it died."""
+def check_l1(ledger: Ledgered, *, limit: int, ttl_s: float = 0.0) -> Verdict:
+    """Instances inside callbacks at one time never exceed the limit; what died inside counts until it died.
+
+    The one overlap that is allowed: a callback that was inside a *stopped* process does not count from the stop on,
+    when that was long enough to cost the session (SESSION_SHARE of `ttl_s`; 0 = every stop was). Its late result has to
+    lose, which C1 and E1 see.
+    """
     verdict = Verdict("L1", f"never more than {limit} instances inside callbacks", len(ledger.visits))
+    stops = [stop for stop in ledger.stops if stop.lasted_s >= SESSION_SHARE * ttl_s]
     inside: Counter[InstanceKey] = Counter()
     most = 0
-    for at_ns, change, visit in _edges(ledger.visits):
+    for at_ns, change, visit in _edges(ledger.visits, stops):
         inside[visit.key] += change
         if not inside[visit.key]:
             del inside[visit.key]
@@ -357,74 +208,23 @@ def check_l1(ledger: Ledgered, *, limit: int) -> Verdict:
     return verdict
 
 
-def _edges(visits: Sequence[Visit]) -> list[tuple[int, int, Visit]]:
+def _edges(visits: Sequence[Visit], stops: Sequence[Stop]) -> list[tuple[int, int, Visit]]:
     """Every (time, +1 entered or -1 left, visit) in order; at one instant leaving comes first."""
     edges: list[tuple[int, int, Visit]] = []
     for visit in visits:
         if visit.left_ns == visit.entered_ns:  # sent by a process that was dead by then: it was never inside
             continue
         edges.append((visit.entered_ns, 1, visit))
-        if visit.left_ns:
-            edges.append((visit.left_ns, -1, visit))
+        if left_ns := _counts_until(visit, stops):
+            edges.append((left_ns, -1, visit))
     return sorted(edges, key=lambda edge: edge[:2])
 
 
-# -- recovery ----------------------------------------------------------------------------------------------------------
-
-@dataclass
-class Recovery:
-    """What became of the instances of one killed process."""
-
-    kill: Kill
-    cut: int = 0  # attempts that were inside when it died
-    gaps_s: list[float] = field(default_factory=list)  # per instance: kill → next entry of a callback elsewhere
-    lost: list[InstanceKey] = field(default_factory=list)  # cut, and never entered again
-
-    @property
-    def max_s(self) -> float:
-        return max(self.gaps_s, default=0.0)
-
-    @property
-    def p50_s(self) -> float:
-        return median(self.gaps_s) if self.gaps_s else 0.0
-
-
-def recoveries(ledger: Ledgered) -> list[Recovery]:
-    """For each kill: how long its instances waited until a callback of theirs was entered in another process."""
-    instances = ledger.by_instance()
-    return [_recovery(kill, instances) for kill in ledger.kills]
-
-
-def _recovery(kill: Kill, instances: Mapping[InstanceKey, Sequence[Visit]]) -> Recovery:
-    out = Recovery(kill)
-    for key, visits in instances.items():
-        earlier = [visit for visit in visits if visit.entered_ns <= kill.at_ns or visit.pid == kill.pid]
-        if not earlier or earlier[-1].pid != kill.pid:
-            continue
-        was_cut = earlier[-1].cut
-        out.cut += was_cut
-        later = next((visit for visit in visits if visit.entered_ns > kill.at_ns and visit.pid != kill.pid), None)
-        if later is not None:
-            out.gaps_s.append((later.entered_ns - kill.at_ns) / 1e9)
-        elif was_cut:
-            out.lost.append(key)
-    return out
-
-
-def check_recovery(ledger: Ledgered, *, within_s: float) -> Verdict:
-    """Every instance that a kill cut goes on in another process within the bound."""
-    verdict = Verdict("R5", f"instances of a killed pod went on elsewhere within {within_s:g} s")
-    found = recoveries(ledger)
-    for recovery in found:
-        verdict.checked += len(recovery.gaps_s) + len(recovery.lost)
-        for key in recovery.lost:
-            verdict.violated(f"{key}: cut by the kill of pid {recovery.kill.pid}, and never entered again")
-        for gap in recovery.gaps_s:
-            if gap > within_s:
-                verdict.violated(f"an instance of pid {recovery.kill.pid} went on after {gap:.2f} s only")
-    gaps = [gap for recovery in found for gap in recovery.gaps_s]
-    verdict.note = f"p50 {median(gaps):.2f} s, longest {max(gaps):.2f} s" if gaps else "no instance was waiting"
-    return verdict
+def _counts_until(visit: Visit, stops: Sequence[Stop]) -> int:
+    """When the visit ended, or when its process was stopped with it inside; 0 = never."""
+    stopped = [stop.stopped_ns for stop in stops if stop.pid == visit.pid
+               and stop.stopped_ns >= visit.entered_ns and _inside_at(visit, stop.stopped_ns)]
+    return min(stopped, default=visit.left_ns)
 
 
 def check_ledger(ledger: Ledgered) -> Verdict:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -62,12 +62,15 @@ class DevCluster:
     ttl_s           of the pods' sessions: how long after a death that nobody sees others take over
     on_line         gets each line of output: "pod-1", "nats" (problems only) or "toque" (the supervisor), text
     env             added to the environment of the pods; python_path stands before their PYTHONPATH
+    way             pod's name and the server's URL → the URL by which the pod is to reach it (chaos puts itself between)
+    host            where the server listens: see NatsServer
     """
 
     def __init__(self, app_reference: str, *, directory: Path | str, pods: int = 2, port: int | None = None,
                  monitor_port: int | None = None, ttl_s: float = 5.0, account: str = "main", grace_s: float = GRACE_S,
                  on_line: Callable[[str, str], None], on_event: Callable[[ClusterEvent], None] | None = None,
-                 env: Mapping[str, str] | None = None, python_path: Sequence[Path | str] = ()) -> None:
+                 env: Mapping[str, str] | None = None, python_path: Sequence[Path | str] = (),
+                 way: Callable[[str, str], Awaitable[str]] | None = None, host: str = "127.0.0.1") -> None:
         if not 1 <= pods <= PODS_MAX:
             raise UsageError(f"the number of pods must be between 1 and {PODS_MAX}, not {pods}")
         self.directory = Path(directory).absolute()
@@ -81,6 +84,8 @@ class DevCluster:
         self._on_line = on_line
         self._on_event = on_event
         self._env = pod_environment(env or {}, python_path)
+        self._way = way
+        self._host = host
         self._claim: DirectoryClaim | None = None
         self._server: NatsServer | None = None
         self._bus: NatsBus | None = None
@@ -184,7 +189,7 @@ class DevCluster:
         record = AccountRecord(name=self.account, ttl_s=self._ttl_s)
         _, layout = await ensure_account(self._bus, self.account, defaults=record)
         self._client = Client(self._bus, account=self.account)
-        self._make_pods()
+        await self._make_pods()
         generation, stations = layout.generations[-1]
         await self._until_ready({f"{generation}.{number}" for number in range(stations)}, ready_s_max)
         self._tasks.append(self._supervise(self._watch()))
@@ -195,30 +200,32 @@ class DevCluster:
         port, monitor_port = self._ports_wanted
         last = self._claim.identity
         store = self.directory / "nats"
-        server = NatsServer(store, port=port or last.port, monitor_port=monitor_port or last.monitor_port)
+        server = NatsServer(store, port=port or last.port, monitor_port=monitor_port or last.monitor_port,
+                            host=self._host)
         try:
             await server.start()
         except PortInUse as error:
             if error.port in self._ports_wanted:
                 raise
-            server = NatsServer(store, port=port or 0, monitor_port=monitor_port or 0)
+            server = NatsServer(store, port=port or 0, monitor_port=monitor_port or 0, host=self._host)
             await server.start()
         self._tell("nats", "started", server.pid)
         return server
 
-    def _make_pods(self) -> None:
+    async def _make_pods(self) -> None:
         watcher = PodWatcher(on_line=self._on_line, on_state=self._pod_changed, on_death=self._end_session)
         for number in range(1, self._pods_wanted + 1):
             name = f"pod-{number}"
             data = self.directory / "pods" / name
-            self.pods[name] = PodProcess(name, self._argv(name, data), env={**self._env, "TOQUE_POD": name},
+            url = self.url if self._way is None else await self._way(name, self.url)
+            self.pods[name] = PodProcess(name, self._argv(name, data, url), env={**self._env, "TOQUE_POD": name},
                                          data=data, watcher=watcher)
         for pod in self.pods.values():
             self._keepers.append(self._supervise(pod.keep()))
 
-    def _argv(self, name: str, data: Path) -> list[str]:
+    def _argv(self, name: str, data: Path, url: str) -> list[str]:
         return [sys.executable, "-m", "toque", "worker", self._app, "--pod", name, "--data", str(data),
-                "--account", self.account, "--nats", self.url, "--monitor", self.monitor_url, "--require-sync",
+                "--account", self.account, "--nats", url, "--monitor", self.monitor_url, "--require-sync",
                 "--grace", f"{self._grace_s}s", "--ttl", f"{self._ttl_s}s", "--dev"]
 
     async def _until_ready(self, stations: set[str], ready_s_max: float) -> None:

@@ -116,12 +116,14 @@ class NatsServer:
     """A nats-server on loopback with JetStream in `store_dir`, made with `start()`; can be started again after its end.
 
     port, monitor_port  0 = a free one, kept over restarts, so that clients find the server again
+    host                where it listens for clients: another one than loopback only in a network namespace of one's own
     sync_always         fsync before each acknowledgement; without it a power cut loses acknowledged work
     extra_config        appended to the configuration as it stands
     """
 
     def __init__(self, store_dir: Path | str, *, port: int = 0, monitor_port: int = 0, sync_always: bool = True,
-                 name: str = "toque", extra_config: str = "", binary: ServerBinary | None = None) -> None:
+                 name: str = "toque", extra_config: str = "", binary: ServerBinary | None = None,
+                 host: str = "127.0.0.1") -> None:
         self.store_dir = Path(store_dir).resolve()
         self.log_path = self.store_dir / "nats-server.log"
         self.config_path = self.store_dir / "nats-server.conf"
@@ -132,6 +134,7 @@ class NatsServer:
         self._sync_always = sync_always
         self._name = name
         self._extra_config = extra_config
+        self._host = host
         self._binary = binary
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0  # where this start's lines begin in the log
@@ -227,7 +230,7 @@ class NatsServer:
         sync = ", sync_interval: always" if self._sync_always else ""
         return (
             f"server_name: {json.dumps(self._name)}\n"
-            f'listen: "127.0.0.1:{self.port}"\n'
+            f'listen: "{self._host}:{self.port}"\n'
             f'http: "127.0.0.1:{self.monitor_port}"\n'
             f"max_payload: {MAX_PAYLOAD}\n"
             f"jetstream {{ store_dir: {quoted_dir}{sync} }}\n"

@@ -11,9 +11,11 @@ from acceptance.stack import Stack, assert_holds, eventually
 
 from toque.chaos.five_steps import ORDER, STEPS, WORKFLOW, Order, result_of
 from toque.chaos.history import COMPLETE, CREATE, RESULT, History, read_history
-from toque.chaos.kill_pods import set_limit
 from toque.chaos.ledger import EXIT
-from toque.chaos.ledger_checks import InstanceKey, Ledgered, check_c1, check_c2, check_c3, check_e1, check_ledger
+from toque.chaos.ledger_checks import check_c1, check_c2, check_c3, check_e1, check_ledger
+from toque.chaos.load import set_limit
+from toque.chaos.pairing import Ledgered
+from toque.chaos.verdicts import InstanceKey
 from toque.client import Client, NewInstance
 from toque.errors import InstanceNotFound, ToqueError
 

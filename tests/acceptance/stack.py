@@ -26,7 +26,8 @@ from toque._children import ChildProcess
 from toque._cluster import DevCluster, pod_environment
 from toque._nats_server import NatsServer
 from toque.chaos.ledger import Entry, Ledger, read_ledger
-from toque.chaos.ledger_checks import Ledgered, Verdict, pair
+from toque.chaos.pairing import Ledgered, pair
+from toque.chaos.verdicts import Verdict
 from toque.client import Client
 from toque.errors import SetupError
 

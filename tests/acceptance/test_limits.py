@@ -10,8 +10,10 @@ from acceptance.load import Load
 from acceptance.stack import APPS, RunAsync, Stack, assert_holds, eventually, toque
 
 from toque.chaos.five_steps import STEPS
-from toque.chaos.kill_pods import set_limit
-from toque.chaos.ledger_checks import InstanceKey, Ledgered, Visit, check_l1
+from toque.chaos.ledger_checks import check_l1
+from toque.chaos.load import set_limit
+from toque.chaos.pairing import Ledgered, Visit
+from toque.chaos.verdicts import InstanceKey
 from toque.client import Client, NewInstance
 
 pytestmark = pytest.mark.timeout(120)

@@ -17,7 +17,9 @@ from acceptance.load import Load
 from acceptance.stack import RunAsync, Stack, assert_holds, eventually
 
 from toque.chaos.ledger import ENTER, EXIT, MARK, Entry
-from toque.chaos.ledger_checks import KILLED, check_l1, check_recovery, pair
+from toque.chaos.ledger_checks import check_l1
+from toque.chaos.pairing import KILLED, pair
+from toque.chaos.recovery import check_recovery
 from toque.client import Client
 
 pytestmark = pytest.mark.timeout(120)

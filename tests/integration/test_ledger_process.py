@@ -27,7 +27,8 @@ from toque.chaos.ledger import (
     LedgerReader,
     read_ledger,
 )
-from toque.chaos.ledger_checks import CUT, check_ledger, pair
+from toque.chaos.ledger_checks import check_ledger
+from toque.chaos.pairing import CUT, pair
 
 GONE_WITHIN_S = 10.0
 CALLBACK_THAT_DIES = """

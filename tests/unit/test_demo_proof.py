@@ -9,7 +9,7 @@ import pytest
 
 from toque.chaos.history import COMPLETE, CREATE, OK, RESULT, Op
 from toque.chaos.ledger import ENTER, EXIT, MARK, Entry
-from toque.chaos.ledger_checks import KILLED, pair
+from toque.chaos.pairing import KILLED, pair
 from toque.demo.census import STEPS
 from toque.demo.measure import FileReport, report_on
 from toque.demo.proof import Evidence, check_summary, digest_of, judge, recompute, rows

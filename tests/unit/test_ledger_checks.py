@@ -9,20 +9,10 @@ import pytest
 
 from toque.chaos.history import CREATE, FAILED, OK, RESULT, UNKNOWN, Op
 from toque.chaos.ledger import ENTER, EXIT, GONE, MARK, OPENED, Entry
-from toque.chaos.ledger_checks import (
-    CUT,
-    InstanceKey,
-    check_c1,
-    check_c2,
-    check_c3,
-    check_e1,
-    check_e3,
-    check_l1,
-    check_ledger,
-    check_recovery,
-    pair,
-    recoveries,
-)
+from toque.chaos.ledger_checks import check_c1, check_c2, check_c3, check_e1, check_e3, check_l1, check_ledger
+from toque.chaos.pairing import CUT, pair
+from toque.chaos.recovery import check_recovery, recoveries
+from toque.chaos.verdicts import InstanceKey
 
 STEPS = ("hash", "measure")
 ORDER = {"census": {"hash": 0, "measure": 1}}

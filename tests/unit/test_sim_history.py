@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from toque.chaos.ledger_checks import check_c1, check_e3, check_ledger, pair
+from toque.chaos.ledger_checks import check_c1, check_e3, check_ledger
+from toque.chaos.pairing import pair
 from toque.sim.process import work_in_thread
 from toque.sim.world import World, account, play, steps_workflow
 from toque.workflow import Step, StepContext, Workflow, WorkflowEvent

@@ -19,8 +19,8 @@ from toque._dev_state import DEFAULT_DIRECTORY
 from toque._durations import to_ms
 from toque._logging import configure
 from toque._nats_server import find_server
-from toque.cli import accounts, instances, reports, trigger
-from toque.cli.connection import with_connection
+from toque.cli import accounts, chaos, instances, reports, trigger
+from toque.cli.connection import with_connection, without_connection
 from toque.cli.dev import DevOptions, run_dev
 from toque.cli.output import EXIT_INTERRUPTED, EXIT_OK, console
 from toque.errors import SetupError, UsageError
@@ -35,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Durable workflows on NATS JetStream. Start with `toque dev APP`, then `toque trigger WORKFLOW`.")
 _instances = typer.Typer(rich_markup_mode=None, help="List, describe, watch and terminate instances.")
+_chaos = typer.Typer(rich_markup_mode=None, help="Break things on purpose, and judge what became of the promises.")
 _accounts = typer.Typer(rich_markup_mode=None, help="Make and change accounts: tenants with limits of their own.")
 
 
@@ -146,6 +147,7 @@ app.command("stations")(with_connection(reports.stations))
 app.command("pods")(with_connection(reports.pods))
 app.command("workflows")(with_connection(reports.workflows))
 app.add_typer(_accounts, name="accounts")
+app.add_typer(_chaos, name="chaos")
 
 _instances.command("list")(with_connection(instances.list_instances))
 _instances.command("describe")(with_connection(instances.describe))
@@ -156,3 +158,8 @@ _accounts.command("create")(with_connection(accounts.create, in_account=False))
 _accounts.command("list")(with_connection(accounts.list_accounts, in_account=False))
 _accounts.command("describe")(with_connection(accounts.describe, in_account=False))
 _accounts.command("set")(with_connection(accounts.change, in_account=False))
+
+_chaos.command("list")(without_connection(chaos.list_scenarios))
+_chaos.command("run")(with_connection(chaos.run))
+_chaos.command("soak")(without_connection(chaos.soak))
+_chaos.command("ledger")(without_connection(chaos.keep_ledger))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -61,7 +61,22 @@ def with_connection(command: Callable[..., Coroutine[Any, Any, int]], *, in_acco
         given = {name: values.pop(name) for name in shared}
         return asyncio.run(command(connection=connection_options(**given), **values))
 
-    parameters = [parameter for name, parameter in own.items() if name != "connection"] + list(shared.values())
+    own_ones = [parameter for name, parameter in own.items() if name != "connection"]
+    return _as_command(call, command, [*own_ones, *shared.values()])
+
+
+def without_connection(command: Callable[..., Coroutine[Any, Any, int]]) -> Callable[..., int]:
+    """A command line function of an async one that has no client."""
+
+    def call(**values: Any) -> int:
+        return asyncio.run(command(**values))
+
+    return _as_command(call, command, inspect.signature(command, eval_str=True).parameters.values())
+
+
+def _as_command(call: Callable[..., int], command: Callable[..., Any],
+                parameters: Iterable[inspect.Parameter]) -> Callable[..., int]:
+    """Give it the name, the text and the parameters that typer reads."""
     keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     call.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]  # what typer reads
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword_only}

@@ -12,19 +12,10 @@ from hashlib import blake2b
 import msgspec
 
 from toque.chaos.history import Op
-from toque.chaos.ledger_checks import (
-    InstanceKey,
-    Ledgered,
-    Verdict,
-    check_c1,
-    check_c2,
-    check_c3,
-    check_e1,
-    check_e3,
-    check_l1,
-    check_ledger,
-    check_recovery,
-)
+from toque.chaos.ledger_checks import check_c1, check_c2, check_c3, check_e1, check_e3, check_l1, check_ledger
+from toque.chaos.pairing import Ledgered
+from toque.chaos.recovery import check_recovery
+from toque.chaos.verdicts import InstanceKey, Verdict
 from toque.demo.census import RETRIES, STEPS
 from toque.demo.measure import FileReport, report_on
 from toque.demo.report import VerdictRow

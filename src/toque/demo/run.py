@@ -21,7 +21,9 @@ from toque._nats_server import NatsServer
 from toque._protocol import PodView
 from toque.chaos.history import COMPLETE, CREATE, RESULT, History, read_history
 from toque.chaos.ledger import Ledger, LedgerReader, read_ledger
-from toque.chaos.ledger_checks import Ledgered, Verdict, pair, recoveries
+from toque.chaos.pairing import Ledgered, pair
+from toque.chaos.recovery import recoveries
+from toque.chaos.verdicts import Verdict
 from toque.client import BatchResult, Client, NewInstance
 from toque.demo import proof
 from toque.demo.census import GATHER_BATCH, STEPS, Census, FileParams, Report, ReportParams

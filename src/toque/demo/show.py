@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from toque.chaos.ledger_checks import Verdict
+from toque.chaos.verdicts import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console

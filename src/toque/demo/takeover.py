@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from toque._cluster import DevCluster
 from toque._protocol import PodView
 from toque.chaos.ledger import ENTER, Entry, Ledger, LedgerClient, LedgerReader
-from toque.chaos.ledger_checks import KILLED, Recovery, pair, recoveries
+from toque.chaos.pairing import KILLED, pair
+from toque.chaos.recovery import Recovery, recoveries
 from toque.client import Client
 from toque.demo.report import KillFacts
 from toque.errors import Unavailable

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from toque.chaos.history import Op, OpLog
 from toque.chaos.ledger import ENTER, EXIT, MARK, Entry
-from toque.chaos.ledger_checks import CUT, KILLED
+from toque.chaos.pairing import CUT, KILLED
 from toque.sim.process import Process, later_in_thread
 from toque.workflow import StepContext
 
