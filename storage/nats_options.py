@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from toque.errors import SetupError
+from toque.errors import SetupError, UsageError
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 DEV_STATE = Path(".toque") / "dev.json"
@@ -108,17 +108,17 @@ def _check(options: NatsOptions) -> None:
     for what, path in (("credentials", options.credentials), ("nkey", options.nkey), ("TLS CA", options.tls_ca),
                        ("TLS certificate", options.tls_cert), ("TLS key", options.tls_key)):
         if path is not None and not os.access(path, os.R_OK):
-            raise SetupError(f"the {what} file {path} is not there or cannot be read")
+            raise UsageError(f"the {what} file {path} is not there or cannot be read")
     if options.credentials is not None and b"BEGIN NATS USER JWT" not in options.credentials.read_bytes():
-        raise SetupError(f"{options.credentials} is no NATS credentials file: it holds no user JWT")
+        raise UsageError(f"{options.credentials} is no NATS credentials file: it holds no user JWT")
     if (options.tls_cert is None) != (options.tls_key is None):
-        raise SetupError("a TLS certificate and its key go together: only one of them was given")
+        raise UsageError("a TLS certificate and its key go together: only one of them was given")
 
 
 def _addresses(text: str, source: str) -> tuple[str, ...]:
     addresses = tuple(part.strip() for part in text.split(",") if part.strip())
     if not addresses or not all(map(_is_address, addresses)):
-        raise SetupError(f"{source} is no NATS address: {_without_login(text)!r}; one looks like {DEFAULT_URL}")
+        raise UsageError(f"{source} is no NATS address: {_without_login(text)!r}; one looks like {DEFAULT_URL}")
     return addresses
 
 
@@ -208,10 +208,10 @@ def _selected_context() -> str:
 
 def _from_context(name: str, source: str) -> NatsOptions:
     if "/" in name or name in (".", ".."):
-        raise SetupError(f"{source} {name!r} is no name of a NATS context")
+        raise UsageError(f"{source} {name!r} is no name of a NATS context")
     path = _contexts_dir() / "context" / f"{name}.json"
     if not path.is_file():
-        raise SetupError(f"{source} is {name!r}, but there is no {path}: see `nats context ls`")
+        raise UsageError(f"{source} is {name!r}, but there is no {path}: see `nats context ls`")
     context: _Context = _decode(path, _Context, f"NATS context {name!r}")
     for unsupported in ("nsc", "user_jwt", "socks_proxy"):
         if getattr(context, unsupported):

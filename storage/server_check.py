@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from toque._logging import get_logger
-from toque.errors import SetupError
+from toque.errors import SetupError, UsageError
 
 SERVER_VERSION_MIN = (2, 12, 0)
 MONITOR_S_MAX = 5.0
@@ -95,7 +95,7 @@ class _Varz(msgspec.Struct):
 def _read_sync_state(monitor_url: str) -> SyncState:
     address = f"{monitor_url.rstrip('/')}/varz"
     if not address.startswith(("http://", "https://")):
-        raise SetupError(f"the monitor's address must begin with http:// or https://, not {monitor_url!r}")
+        raise UsageError(f"the monitor's address must begin with http:// or https://, not {monitor_url!r}")
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business in between
         with opener.open(address, timeout=MONITOR_S_MAX) as answer:

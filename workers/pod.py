@@ -114,6 +114,7 @@ class Pod:
         self._stopping = asyncio.Event()
         self._fatal: ToqueError | None = None
         self._halted = ""
+        self._own_sessions: set[str] = set()
         self._sessionless = ""  # why there is no session, when a lost one could not be followed by another yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._session_tasks: set[asyncio.Task[None]] = set()
@@ -215,6 +216,7 @@ class Pod:
     async def _open_session(self) -> None:
         context = self.context
         session = f"{context.pod}-{context.rng.getrandbits(48):012x}"
+        self._own_sessions.add(session)
         self._remember_session(session)
         versions = {name: workflow_version(flow) for name, flow in context.app.workflows.items()}
         record = SessionRecord(pod=context.pod, session=session, started_at=context.started_at, ttl_s=self._ttl_s,
@@ -266,8 +268,18 @@ class Pod:
                 await asyncio.sleep(REOPEN_S)
 
     def _control_changed(self, what: str) -> None:
+        self._warn_of_namesake(what.removeprefix("session."))
         if self.ownership is not None:
             self.ownership.control_changed(what)
+
+    def _warn_of_namesake(self, session: str) -> None:
+        seen = self.context.control.sessions.get(session)
+        if seen is None or seen.record is None or not seen.live or session in self._own_sessions:
+            return
+        if seen.record.pod == self.context.pod:
+            self._own_sessions.add(session)  # told once
+            _log.warning("another session of this pod's name lives, or its process died less than a TTL ago",
+                         session=session, remedy="give every pod a --pod name of its own")
 
     def _announce(self, *, leaving: bool = False) -> None:
         if self._keeper is None or self.ownership is None:

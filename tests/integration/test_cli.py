@@ -327,6 +327,7 @@ def test_json_reports_hold_what_is_at_its_default(terminal: Terminal) -> None:
     assert (account["max_concurrent"], account["stations"], account["replicas"]) == (50_000, 8, 1)
     assert terminal.report("accounts", "list")[0] == account
     assert (pod["journal"], pod["threads_in_use"]) == ("ok", 0)
+    assert pod["started_at"].endswith("Z"), "times are ISO 8601, in UTC"
     assert queue["prefetched"] == 0
 
 

@@ -508,3 +508,21 @@ def test_sigterm_before_the_first_session_ends_at_once():
         assert world.nodes[0].exit_code == 0
 
     play(story)
+
+
+def test_a_pod_warns_of_another_of_its_name(caplog):
+    """A pod name is for one pod: two of them look like one in every report. It is told once, and not of one's own."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        await world.start_pod("a", app)
+        await world.all_owned()
+        assert "of this pod's name" not in caplog.text
+        world.disks.pop("a")
+        world.nodes[0].name = "first a"
+        await world.start_pod("a", app)
+        await world.passes(TTL_S)
+
+        assert caplog.text.count("of this pod's name") == 2  # each of the other
+
+    play(story)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toque.errors import SetupError
+from toque.errors import SetupError, UsageError
 from toque.storage.nats_options import NatsOptions, resolve_options
 
 NO_PROCESS = 2**22 + 1  # above the kernel's largest process id
@@ -131,7 +131,7 @@ def test_a_context_that_is_not_there_is_named(monkeypatch, project):
     """The error says which name, who named it, and which file was looked for."""
     monkeypatch.setenv("NATS_CONTEXT", "nowhere")
 
-    with pytest.raises(SetupError, match=r"NATS_CONTEXT is 'nowhere', but there is no .*context/nowhere\.json"):
+    with pytest.raises(UsageError, match=r"NATS_CONTEXT is 'nowhere', but there is no .*context/nowhere\.json"):
         resolve_options(cwd=project)
 
 
@@ -147,7 +147,7 @@ def test_a_context_field_we_cannot_honour_is_refused(project, tmp_path, field):
 @pytest.mark.parametrize("argument", ["credentials", "tls_ca"])
 def test_a_missing_file_is_named(project, tmp_path, argument):
     """A file that is not there is an error before any connection."""
-    with pytest.raises(SetupError, match=r"file .*nothing-here is not there"):
+    with pytest.raises(UsageError, match=r"file .*nothing-here is not there"):
         resolve_options(cwd=project, **{argument: tmp_path / "nothing-here"})
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_holds_no_credentials_is_refused(project, tmp_path):
     """A .creds file without a user JWT is an error before any connection (nats-py would read it for ever)."""
     (tmp_path / "my.creds").write_text("nothing")
 
-    with pytest.raises(SetupError, match="holds no user JWT"):
+    with pytest.raises(UsageError, match="holds no user JWT"):
         resolve_options(cwd=project, credentials=tmp_path / "my.creds")
 
 
@@ -163,7 +163,7 @@ def test_certificate_and_key_go_together(project, tmp_path):
     """Half of a client certificate is refused."""
     (tmp_path / "cert.pem").touch()
 
-    with pytest.raises(SetupError, match="go together"):
+    with pytest.raises(UsageError, match="go together"):
         resolve_options(cwd=project, tls_cert=tmp_path / "cert.pem")
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_no_certificate_is_a_setup_error(tmp_path):
 @pytest.mark.parametrize("url", ["http://a:1", "ws://a:1", "nats://", "nats://a:notaport", ",", "nats://user:hush@:x"])
 def test_something_that_is_no_address_is_refused(project, url):
     """The error shows what an address looks like, and no password."""
-    with pytest.raises(SetupError, match="one looks like nats://") as caught:
+    with pytest.raises(UsageError, match="one looks like nats://") as caught:
         resolve_options(url, cwd=project)
 
     assert "hush" not in str(caught.value)

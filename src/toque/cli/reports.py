@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from typer import Option
@@ -27,7 +28,8 @@ async def pods(connection: Connection, output: OutputOption = Format.TABLE) -> i
     rows = [[view.pod, len(view.stations), view.slots_leased, view.slots_in_use, _threads(view),
              f"{view.loop_lag_ms:.1f} ms", f"{view.loop_lag_worst_ms:.1f} ms", bytes_text(view.memory_bytes), view.journal,
              _with_versions(view.workflows), f"{view.host}:{view.pid}"] for view in views]
-    code = _report(views, columns, rows, output, empty=NO_PODS.format(account=connection.account),
+    code = _report([_with_time(view) for view in views], columns, rows, output,
+                   empty=NO_PODS.format(account=connection.account),
                    numbers={"stations", "slots", "in use", "threads", "loop lag", "worst lag", "memory"})
     for remark in (remark for view in views for remark in pod_remarks(view)):
         say(remark)
@@ -116,6 +118,10 @@ def _report(reports: Sequence[Any], columns: Sequence[str], rows: Sequence[Seque
     else:
         show_table(columns, rows, numbers=numbers)
     return EXIT_OK
+
+
+def _with_time(view: PodView) -> dict[str, Any]:
+    return {**whole(view), "started_at": datetime.fromtimestamp(view.started_at / 1000, UTC)}
 
 
 def _with_versions(versions: Mapping[str, str]) -> str:

@@ -163,7 +163,7 @@ def _modules(summary: Summary) -> str:
     top = sorted(counted, key=lambda row: (-row[0], row[1]))[:MODULES_SHOWN]
     plot = bars([Bar(name, count, colour, f"{name}: imported by {count:,} files") for count, name, colour in top])
     missing = _counted(summary.missing, MODULES_SHOWN)
-    text = f"<p>Named in an import and not installed here: {escape(missing)}.</p>" if missing else ""
+    text = f"<p>Imported and not installed for the Python that ran the demo: {escape(missing)}.</p>" if missing else ""
     return _section("Most imported modules", legend([("c1", "standard library"), ("c2", "installed")]) + plot
                     + f"<p>{summary.relative_imports:,} imports are relative.</p>" + text)
 
