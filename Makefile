@@ -30,7 +30,8 @@ types: $(VENV)/.developing
 	$(BIN)/mypy
 
 unit: $(VENV)/.developing
-	$(BIN)/pytest -m 'not containers'
+	$(BIN)/pytest -n auto tests/unit tests/simulation
+	$(BIN)/pytest -m 'not containers' tests/integration tests/acceptance  # one by one: they share the machine's disk
 
 fmt: $(VENV)/.developing  ## sort imports and mend what ruff can mend
 	$(BIN)/ruff check --fix
