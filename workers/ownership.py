@@ -151,9 +151,10 @@ class Ownership:
         except (Deposed, Abandoned):
             return  # somebody else was first, or our session is over
         except JournalHalted:
-            if await context.journal.tail(station) == tail:
+            if not _follows(tail, await context.journal.tail(station)):
                 raise
-            return  # a group of the last owner was still under way, and came before the claim: the next tick sees it
+            self._news.set()  # the last owner had a group in flight, which landed first: claim above it
+            return
         position = r.Position(sequence, header)
         self._note_claim(station, tail)
         await self._restore(station, sequence)
@@ -340,6 +341,14 @@ class Ownership:
         if answers is not None:
             await answers.close()
         self._on_change()
+
+
+def _follows(before: Tail | None, now: Tail | None) -> bool:
+    """Whether the tail is the one group that the owner of the tail before it may have had in flight."""
+    if before is None or now is None:
+        return False
+    old, new = before.position.header, now.position.header
+    return (new.epoch, new.session, new.group) == (old.epoch, old.session, old.group + 1)
 
 
 def _owners(live: dict[str, SessionRecord]) -> dict[StationId, str]:

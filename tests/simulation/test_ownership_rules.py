@@ -63,6 +63,35 @@ def test_the_station_of_a_living_session_is_never_claimed():
     play(story)
 
 
+def test_a_claim_that_a_late_group_of_the_last_owner_forestalls_is_made_again():
+    """Closes: b reads the tail of a dead owner and claims; a group that the owner had sent lands in between. b's claim is
+    refused (10071), and the tail's epoch is lower than its own: no foreign hand, b claims again above it, at once."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        b = await world.start_pod("b", app)
+        await world.spread_over(a, b)
+        station = min(a.pod.ownership.stations)
+        a.kill()
+        world.broker.fail_next(subjects.journal("main", station), DELAY, delay_s=0.5)  # b's claim
+        await world.until(lambda: (key := world.session_key(a.session)) and key.ended, "b has ended the session of a")
+        ended = world.now
+        await world.passes(0.2)
+        tail, body = world.journal(station)[-1], r.join_records([])
+        late = r.GroupHeader(tail.header.epoch, a.session, tail.header.group + 1, r.crc_of(body))
+        await world.bus().publish(subjects.journal("main", station), body, {
+            subjects.GROUP_HEADER: late.text(), subjects.EXPECTED_LAST_HEADER: str(tail.sequence)})
+        await world.until(lambda: world.is_owned(station), "b has claimed above it")
+
+        assert world.now - ended < 2
+        assert world.journal(station)[-1].header.session == b.session
+        check_chains(world)
+
+    play(story)
+
+
 def test_each_epoch_is_one_above_the_last():
     """Readers tell owners apart by their epoch alone, so it grows with each claim, over releases and deaths."""
 
