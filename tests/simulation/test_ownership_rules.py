@@ -15,6 +15,7 @@ from toque.sim.world import TTL_S, World, account, play, steps_workflow
 from toque.storage import records as r
 from toque.storage.journal import JournalHalted
 from toque.storage.memory_broker import DELAY, DROP_BEFORE
+from toque.workers.keeper_thread import EXIT_FENCED
 from toque.workers.ownership import MOVE_PATIENCE_S, RELEASED_ANYONE_S
 from toque.workflow import Step, StepContext, Workflow, WorkflowEvent
 
@@ -63,6 +64,29 @@ def test_the_station_of_a_living_session_is_never_claimed():
     play(story)
 
 
+def test_a_session_that_the_watch_has_not_seen_is_asked_for_at_its_key():
+    """Closes: b's watch is behind and knows nothing of a's session: b takes a's stations for a dead one's and claims
+    them. Before a claim the key itself is read from the leader, and a living one is not ended."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, step_s=15))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        for station in world.stations():  # a callback inside each keeps them where they are
+            await world.publish("work", world.ids_at(station, 1)[0])
+        await world.until(lambda: len(world.history.entries) == 4, "all are inside")
+        b = await world.start_pod("b", app)
+        for _ in range(100):
+            b.pod.context.control.sessions.pop(a.session, None)
+            b.pod.ownership._news.set()
+            await world.passes(0.05)
+
+        assert all(claim.session == a.session for claim in world.records(r.Claim)), "b claimed from a living session"
+        assert world.session_key(a.session).ended == ""
+
+    play(story)
+
+
 def test_a_claim_that_a_late_group_of_the_last_owner_forestalls_is_made_again():
     """Closes: b reads the tail of a dead owner and claims; a group that the owner had sent lands in between. b's claim is
     refused (10071), and the tail's epoch is lower than its own: no foreign hand, b claims again above it, at once."""
@@ -87,6 +111,24 @@ def test_a_claim_that_a_late_group_of_the_last_owner_forestalls_is_made_again():
 
         assert world.now - ended < 2
         assert world.journal(station)[-1].header.session == b.session
+        check_chains(world)
+
+    play(story)
+
+
+def test_a_claim_whose_reading_back_failed_is_made_again():
+    """Closes: a claim is accepted, then the journal cannot be read: the tail is the pod's own, nobody holds the station,
+    and while the pod's session lives nobody else may take it. The pod claims above itself."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        a = await world.start_pod("a", app)
+        world.broker.fail_next(f"$JS.API.CONSUMER.CREATE.{subjects.journal_stream('main')}", "refuse:10008", times=3)
+        await world.all_owned(timeout_s=5)
+
+        assert not world.broker._faults
+        assert {claim.session for claim in world.records(r.Claim)} == {a.session}
+        assert len(world.records(r.Claim)) == world.account.stations + 3
         check_chains(world)
 
     play(story)
@@ -233,6 +275,30 @@ def test_the_named_successor_takes_a_released_station_at_once():
         check_chains(world)
 
     for seed in range(8):
+        play(story, seed=seed, account=account(stations=8))
+
+
+def test_a_pod_that_leaves_itself_is_named_by_nobody():
+    """Closes: two of three pods get SIGTERM, one after the other. The second names the first as the successor of some
+    stations: it will never claim them, but lives while its callbacks end, and the third waits for it."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, step_s=4))
+        a, b, c = [await world.start_pod(name, app) for name in "abc"]
+        await world.spread_over(a, b, c)
+        await world.publish("work", world.ids_at(min(a.pod.ownership.stations), 1)[0])
+        await world.until(lambda: world.history.entries, "a is inside")
+        stopping = asyncio.ensure_future(a.stop())
+        await world.passes(0.3)
+        released, left = set(b.pod.ownership.stations), world.now
+        await b.stop()
+        await world.until(lambda: released <= set(c.pod.ownership.stations), "c has all of b's stations")
+
+        assert world.now - left < RELEASED_ANYONE_S / 2
+        await stopping
+        check_chains(world)
+
+    for seed in range(4):
         play(story, seed=seed, account=account(stations=8))
 
 
@@ -398,6 +464,40 @@ def test_a_callback_that_cannot_be_cut_does_not_stop_its_station():
     play(story)
 
 
+def test_a_station_that_could_not_be_moved_serves_on():
+    """Closes: a move is given up because of a thread inside, and the station stays frozen: the instances beside it wait
+    for as long as the thread runs."""
+
+    async def story(world: World) -> None:
+        class Threaded(Workflow[int, int], name="threaded"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                return await step.do("s1", blocking)
+
+        def blocking(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                work_in_thread(200.0)
+                return 7
+
+        app = world.app(Threaded, steps_workflow(world, steps=2))
+        await world.start_pod("a", app)
+        await world.all_owned()
+        for station in world.stations():
+            await world.publish("threaded", world.ids_at(station, 1, prefix="t")[0])
+        await world.until(lambda: len(world.history.entries) == 4, "all are inside")
+        await world.start_pod("b", app)
+        await world.passes(MOVE_PATIENCE_S + 2)
+        ids = [world.ids_at(station, 1)[0] for station in world.stations()]
+        for instance in ids:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.records(r.Ended)) == 4, "the others have ended", timeout_s=5)
+
+        assert {entry.pod for entry in world.history.entered(step="s2")} == {"a"}
+        await world.until(lambda: len(world.records(r.Ended)) == 8, "the threads have ended", timeout_s=300)
+        check_all(world, "work", ids)
+
+    play(story)
+
+
 def test_the_end_of_the_grace_time_is_an_interruption():
     """Closes: an endless callback keeps SIGTERM waiting, or is counted as a failed attempt. The pod exits with 0 when
     the time is over; the next owner enters the step again, as attempt 2."""
@@ -503,7 +603,7 @@ def test_sigterm_during_a_move_ends_in_time():
 
 def test_a_stopped_process_that_goes_on_harms_nobody():
     """Closes: SIGSTOP past the TTL, then SIGCONT: the pod's late result and its callbacks would count beside the new
-    owner's. Its result is refused, and it serves again under a new session."""
+    owner's. Its results are refused, nothing is entered, and since callbacks are inside it ends itself."""
 
     async def story(world: World) -> None:
         app = world.app(steps_workflow(world, steps=3, step_s=1))
@@ -519,9 +619,10 @@ def test_a_stopped_process_that_goes_on_harms_nobody():
         a.resume()
         resumed = world.now
         await world.until(lambda: len(world.records(r.Ended)) == 8, "all have ended")
+        await world.until(lambda: not a.alive, "a has ended itself")
 
-        late = [entry for entry in world.history.entered(pod="a", since=resumed) if a.session == old]
-        assert late == []
+        assert a.exit_code == EXIT_FENCED
+        assert world.history.entered(pod="a", since=resumed) == []
         assert world.session_key(old).ended
         assert b.process.state is State.RUNNING
         await world.quiet()
