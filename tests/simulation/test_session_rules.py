@@ -15,6 +15,7 @@ from toque.sim.process import work_in_thread
 from toque.sim.world import TTL_S, World, account, play, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER
+from toque.storage.ports import BusTimeout
 from toque.workers.keeper_thread import EXIT_FENCED
 from toque.workers.session import MARGIN_OF_TTL, RENEWALS_PER_TTL, end_session
 from toque.workflow import Step, StepContext, Workflow, WorkflowEvent
@@ -226,6 +227,80 @@ def test_a_renewal_without_an_answer_does_not_end_the_session(fault):
     play(story)
 
 
+def test_a_renewal_counts_from_when_it_was_sent():
+    """Closes: a pod is stopped between sending a renewal and reading its answer, for longer than the TTL. Counted from
+    the answer its session would live on: it would commit, enter and answer beside the next owner."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=100, step_s=0.5))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one", "s2"), "it runs")
+        b = await world.start_pod("b", app)
+        old, before = a.session, last_renewal(world, a.session)
+        world.broker._delay_s = (0.1, 0.1)
+        await world.until(lambda: last_renewal(world, old) > before, "a renewal has arrived, its answer is on its way")
+        a.pause()
+        world.broker._delay_s = (0.0001, 0.002)
+        await world.until(lambda: world.history.entered("one", pod="b"), "b goes on with the instance")
+        a.resume()
+        for _ in range(500):
+            await world.passes(0.001)
+            assert a.session != old or not a.pod.context.session.in_time(), "a's session lives by an answer that is old"
+
+        assert b.alive
+        check_chains(world)
+
+    play(story, account=account(stations=1))
+
+
+def test_nothing_is_entered_by_a_process_that_was_stopped_past_its_session():
+    """Closes: a pod is stopped while the acceptance of step s1 is on its way to it, and goes on after its session has
+    ended: it reads the acceptance and enters s2, which another pod is inside of already."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=3, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one", "s1"), "it is inside s1")
+        await world.start_pod("b", app)
+        world.broker._delay_s = (0.1, 0.1)
+        await world.until(lambda: world.records(r.StepDone), "s1 stands in the journal, its acceptance is on its way")
+        a.pause()
+        world.broker._delay_s = (0.0001, 0.002)
+        await world.until(lambda: world.history.entered("one", "s2", pod="b"), "b is inside s2")
+        a.resume()
+        resumed = world.now
+        await world.until(lambda: world.records(r.Ended), "it has ended")
+
+        assert world.history.entered(pod="a", since=resumed) == []
+        assert [world.history.times("one", f"s{step}") for step in (1, 2, 3)] == [1, 1, 1]
+
+    play(story, account=account(stations=1))
+
+
+def test_a_renewal_whose_key_cannot_be_read_back_concludes_nothing():
+    """Closes: a renewal is refused because the answer to the one before was lost, and the leader cannot be asked just
+    now: no answer is taken for "somebody ended it"."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        session, control = a.session, subjects.control_stream("main")
+        world.broker.fail_next(subjects.control_session("main", session), LOSE_ANSWER)
+        await world.until(lambda: not world.broker._faults, "the answer to a renewal is lost")
+        world.broker.fail_next(f"$JS.API.STREAM.MSG.GET.{control}", "refuse:10008", times=2)
+        await world.until(lambda: not world.broker._faults, "the key could not be read back")
+        await world.passes(3 * TTL_S)
+
+        assert a.session == session
+        assert last_renewal(world, session) > world.now - TTL_S / 2
+
+    play(story)
+
+
 # -- rule 8: ended by one compare-and-set ------------------------------------------------------------------------------
 
 def test_a_dead_pods_stations_go_on_within_the_ttl_and_two_seconds():
@@ -303,6 +378,49 @@ def test_a_renewal_after_the_end_is_refused():
         await world.until(lambda: world.session_key(old) is not None and world.session_key(old).ended == "expired",
                           "b has ended it")
         a.resume()
+        await world.until(lambda: a.session != old, "a has another session")
+        await world.passes(TTL_S)
+
+        assert world.session_key(old).ended == "expired"
+        check_chains(world)
+
+    play(story)
+
+
+def test_a_renewal_that_arrives_after_the_end_is_refused():
+    """Closes: renewals hang in the network until the session was given up and ended; then they arrive, and the key says
+    again that it lives: a session of nobody, to which stations and slots go."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        old = a.session
+        world.broker.fail_next(subjects.control_session("main", old), DELAY, times=3, delay_s=TTL_S * 3)
+        await world.until(lambda: a.session != old, "a has another session")
+        assert world.session_key(old).ended
+        assert not world.broker._faults, "the story needs renewals that are still under way"
+        await world.passes(TTL_S * 3)
+
+        assert world.session_key(old).ended
+        check_chains(world)
+
+    play(story)
+
+
+def test_a_key_that_others_have_ended_is_not_written_again():
+    """Closes: a's clock is slow, so it believes that it lives when its session has expired and was ended. Its renewal is
+    refused; the key, read back, belongs to nobody any more: renewing above it would revive a session that was buried."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world))
+        a = await world.start_pod("a", app, rate=0.3)
+        await world.all_owned()
+        await world.start_pod("b", app)
+        old = a.session
+        a.keeper_bus.disconnect()
+        await world.until(lambda: (key := world.session_key(old)) and key.ended, "b has ended the session of a")
+        assert a.pod.context.session.in_time(), "the story needs a pod that believes it lives"
+        a.keeper_bus.reconnect()
         await world.until(lambda: a.session != old, "a has another session")
         await world.passes(TTL_S)
 
@@ -418,10 +536,10 @@ def test_a_server_clock_that_jumps_forward_only_hurries():
 
 # -- rule 24: answers --------------------------------------------------------------------------------------------------
 
-async def ask(world: World, instance: str, operation: str = "status") -> Answer:
+async def ask(world: World, instance: str, operation: str = "status", *, timeout_s: float = 1.0) -> Answer:
     request = encode(InstanceRequest("work", instance), json=False)
     subject = subjects.station_request("main", world.station_of(instance), operation)
-    reply = await world.bus().request(subject, request, timeout_s=1.0)
+    reply = await world.bus().request(subject, request, timeout_s=timeout_s)
     return msgspec.msgpack.decode(reply.data, type=Answer)
 
 
@@ -463,6 +581,28 @@ def test_no_answer_leaves_past_the_deadline():
             await client.handle("work", "one").status(timeout="1 second")
 
     play(story)
+
+
+def test_a_request_that_lay_before_a_stopped_pod_is_not_answered():
+    """Closes: a pod is stopped with a request at its door, and goes on after its session has ended: it says "running", as
+    it remembers, of an instance that another pod has brought to its end."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=2, step_s=1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one", "s1"), "it is inside s1")
+        await world.start_pod("b", app)
+        a.pause()
+        asking = asyncio.ensure_future(ask(world, "one", timeout_s=TTL_S * 3))
+        await world.until(lambda: world.records(r.Ended), "b has brought it to its end")
+        a.resume()
+
+        with pytest.raises(BusTimeout):
+            await asking
+
+    play(story, account=account(stations=1))
 
 
 def test_a_client_believes_no_lower_epoch():

@@ -246,6 +246,25 @@ def test_an_attempt_whose_thread_comes_after_the_deadline_is_not_entered() -> No
     play(story)
 
 
+def test_an_attempt_whose_task_begins_after_the_deadline_is_not_entered() -> None:
+    """The process was stopped between the two: the deadline is read in the task's own first step, too."""
+
+    async def story() -> None:
+        entered: list[int] = []
+
+        async def callback() -> None:
+            entered.append(1)
+
+        reports = Reports()
+        reports.begin(callback)
+        reports.deadline_ahead = False
+        await asyncio.sleep(1)
+
+        assert (entered, reports.told) == ([], ["not entered"])
+
+    play(story)
+
+
 def test_a_time_out_is_told_at_once_and_the_leaving_later() -> None:
     """Two reports, because a callback may stay inside."""
 

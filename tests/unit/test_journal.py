@@ -215,6 +215,23 @@ def test_nothing_is_sent_past_the_deadline():
     on_bench(check)
 
 
+def test_nothing_is_concluded_past_the_deadline():
+    """Rule 7: the leader cannot tell whether the group is in until the deadline; then it is the next owner's to see."""
+
+    async def check(bench):
+        bench.broker.fail_next(SUBJECT, LOSE_ANSWER)
+        bench.broker.fail_next("$JS.API.STREAM.MSG.GET.>", "refuse:10008", times=20)
+        append = asyncio.create_task(bench.append(1))
+        await asyncio.sleep(APPEND_TIMEOUT_S + 0.3)
+        bench.may_send = False
+
+        with pytest.raises(Abandoned):
+            await append
+        assert len(bench.stored) == 1
+
+    on_bench(check)
+
+
 # -- trouble (rule 26) -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("fault", "after_s"), [("refuse:10023", 0.03), (DROP_BEFORE, APPEND_TIMEOUT_S + 0.03)])
