@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from toque import _subjects as subjects
+from toque._protocol import LeaseAnswer
 from toque._subjects import StationId
 from toque.sim.checks import check_all, check_leases
 from toque.sim.history import Visit
@@ -264,6 +266,27 @@ def test_lost_and_late_lease_messages_break_nothing():
         play(story, seed=seed, account=account(max_concurrent=4))
 
 
+def test_an_answer_of_an_older_gatekeeper_is_not_believed():
+    """Closes: L1: a Gatekeeper that was deposed, and has not heard of it, still answers: its holdings were granted to
+    others since. Its epoch is lower than the one that the pod has heard."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=1, step_s=0.5))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.until(lambda: a.pod._leasing.leased == 2, "a holds the limit")
+        impostor = world.bus()
+        stale = msgspec.msgpack.encode(LeaseAnswer(0, 50, 50))
+        await impostor.subscribe(subjects.gatekeeper("main"), lambda message: impostor.respond(message, stale))
+        ids = await create(world, 40)
+        await world.until(lambda: len(world.records(r.Ended)) == 40, "all have ended")
+
+        assert most_inside(world.history.entries, world.now) == 2
+        check_all(world, "work", ids, limit=2)
+
+    play(story, account=account(max_concurrent=2))
+
+
 def test_lease_traffic_is_one_request_a_second_when_idle():
     """Closes: every pod asks all the time. Design: at most one periodic request per pod and second."""
 
@@ -305,3 +328,26 @@ def test_lease_traffic_stays_small_while_pods_wait_for_slots():
         assert world.history.entered(pod="b")[0].entered_at - ended < 0.5
 
     play(story, account=account(max_concurrent=4))
+
+
+def test_nothing_is_begun_while_more_than_a_group_is_pending():
+    """Closes: the journal stalls, and until that shows as trouble callbacks are entered and creations admitted without
+    end. With a group in flight and more than another one pending the station begins nothing."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        await world.until(lambda: a.pod.context.slots.free, "it has slots")
+        held = a.pod.ownership.stations[FIRST]
+        world.broker.freeze_stream(subjects.journal_stream("main"))
+        for _ in range(2 * r.GROUP_RECORDS_MAX + 1):
+            held.commits.submit(r.LeaseEnded(0, 0, 0, held.now_ms(), "nobody"))
+        await world.publish("work", world.ids_at(FIRST, 1)[0])
+        await world.passes(1)
+
+        assert not a.pod.context.journal.trouble, "the story needs a journal whose stall does not show yet"
+        assert not held.may_enter()
+        assert not held.engines
+        a.kill()
+
+    play(story)
