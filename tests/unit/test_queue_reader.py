@@ -37,6 +37,7 @@ class Owner:
     def __init__(self, station: StationId) -> None:
         self.id = station
         self.known: set[str] = set()
+        self.lives = True
 
     def knows(self, workflow: str, instance_id: str) -> bool:
         return instance_id in self.known
@@ -48,7 +49,7 @@ class Owner:
         return True
 
     def in_time(self) -> bool:
-        return True
+        return self.lives
 
 
 class Bench:
@@ -210,5 +211,64 @@ def test_a_backlog_of_another_stream_purges_nothing():
 
         assert len(bench.broker.stored(QUEUE)) == 2
         assert not bench.first.handled
+
+    on_bench(check)
+
+
+# -- a station that is far ahead of another ----------------------------------------------------------------------------
+
+async def three_handled_and_one_waiting(bench: Bench) -> list[int]:
+    """Station 0's creations; between them lies one of station 1, which is not read here."""
+    sequences = await bench.publish(FIRST, 3)
+    await bench.publish(SECOND, 1)
+    await asyncio.sleep(SOON_S)
+    bench.first._owner.known = {it for it, _ in bench.first._buffer}
+    bench.first.admit_next()  # they are known, and dropped
+    sequences.append((await bench.other.publish(subjects.create("main", "work", "i200"), b"7")).sequence)
+    await asyncio.sleep(SOON_S)
+    return sequences
+
+
+def queued(bench: Bench) -> list[int]:
+    return [message.sequence for message in bench.broker.stored(QUEUE)]
+
+
+def test_a_station_purges_its_own_subjects_when_another_is_too_slow():
+    """What it has handled would fill the stream. What waits, and the other station's message, stay."""
+
+    async def check(bench: Bench) -> None:
+        *handled, waiting = await three_handled_and_one_waiting(bench)
+
+        await bench.reader.clear_backlog(2)
+
+        assert queued(bench) == [handled[-1] + 1, waiting]
+        assert not bench.first.handled
+
+    on_bench(check)
+
+
+def test_a_small_backlog_is_left_to_the_cut_at_the_front():
+    """Holes between the messages of others slow their readers down."""
+
+    async def check(bench: Bench) -> None:
+        sequences = await three_handled_and_one_waiting(bench)
+
+        await bench.reader.clear_backlog(3)
+
+        assert set(sequences) <= set(queued(bench))
+
+    on_bench(check)
+
+
+def test_a_station_that_may_be_anothers_purges_nothing():
+    """Its session's deadline has passed: the next owner reads the stream from its start."""
+
+    async def check(bench: Bench) -> None:
+        sequences = await three_handled_and_one_waiting(bench)
+        bench.first._owner.lives = False
+
+        await bench.reader.clear_backlog(2)
+
+        assert set(sequences) <= set(queued(bench))
 
     on_bench(check)
