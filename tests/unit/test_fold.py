@@ -93,6 +93,17 @@ def test_a_group_that_was_applied_is_skipped():
     assert state.counts(STATION) == {("census", "running"): 1}
 
 
+def test_a_group_that_was_applied_does_not_bring_old_leases_back():
+    """A lease is an absolute number without a sequence: only its group's position tells that it is an old one."""
+    state = Folded()
+    old, new = state.group(r.Lease(0, 0, 0, 1, "a-1", 1, 10)), state.group(r.Lease(0, 0, 0, 1, "a-1", 2, 4))
+
+    state.apply(old, new).apply(old)
+
+    assert state.leases(STATION) == {"a-1": r.LeaseRow(2, 4)}
+    assert state.position(STATION) == new.position
+
+
 def test_a_record_that_is_not_newer_is_ignored():
     """A late repeat of a record (same sequence in its instance) changes nothing: the first result stays."""
     state = Folded().add(admitted(), done(2, result=b"\x01")).add(done(2, result=b"\x02"))

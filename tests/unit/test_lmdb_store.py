@@ -206,6 +206,27 @@ def test_a_damaged_value_is_never_served(tmp_path):
     run(check())
 
 
+def test_a_damaged_environment_is_not_closed_as_a_clean_one(tmp_path):
+    """It was not synced: should the host go down too, the next start sets it aside."""
+
+    async def check():
+        damage = []
+        store = opened(tmp_path / "store", damage=damage)
+        store.apply(r.Group(STATION, r.Position(1, r.GroupHeader(1, "a-1", 1, 0)), [r.Waiting(99, 1, 7, 9)]))
+        while not damage:
+            await asyncio.sleep(0.001)
+        store.close()
+        change_identity(tmp_path / "store", boot_id="another")
+
+        store = opened(tmp_path / "store")
+        try:
+            assert store.set_aside_to is not None
+        finally:
+            store.close()
+
+    run(check())
+
+
 def test_a_failed_write_is_reported_once_and_folds_nothing_more(tmp_path):
     """A group that cannot be folded is still accepted: the pod hears, and sets the environment aside at its next start."""
 
