@@ -517,6 +517,29 @@ def test_timers_of_what_cannot_run_here_hide_no_others(monkeypatch):
 
     play(story, account=account(stations=1))
 
+    play(story)
+
+
+def test_a_near_wait_does_not_end_while_broker_time_is_unknown():
+    """Closes: a wait of less than a second stays in memory, with its slot, and ends by the pod's own clock."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(sleeper_workflow(world, nap="0.1 seconds", step_s=14)))
+        await world.all_owned()
+        await world.publish("nap", "one")
+        await world.until(lambda: world.history.entered("one", "before"), "it is inside")
+        info = f"$JS.API.STREAM.INFO.{subjects.journal_stream('main')}"
+        world.broker.fail_next(info, DELAY, times=40, delay_s=0.6)
+        await world.until(lambda: world.records(r.SleepStarted), "it sleeps")
+        assert not world.records(r.SleepStarted)[0].idle, "the story needs a wait that is near"
+        await world.passes(3)
+        assert not a.pod.context.broker_time.ready, "the story needs a pod that does not know broker time"
+        assert not world.records(r.SleepDone)
+
+        await world.until(lambda: world.records(r.Ended), "it has ended", timeout_s=100)
+
+    play(story)
+
 
 def test_a_server_clock_that_jumps_forward_only_hurries():
     """Closes: stored times mixed with the pod's own. A jump of the server's clock moves all due times alike."""
