@@ -1,4 +1,4 @@
-"""What an instance may do, and when: replay, commit before consequence, interruptions (protocol rules 18 to 21)."""
+"""What an instance may do, and when: replay, commit before consequence, interruptions (protocol rules 18 to 21 and 26)."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ def test_a_pod_that_was_stopped_between_the_gates_and_the_entry_enters_nothing(k
 
 def test_nothing_is_recorded_behind_a_termination_that_is_on_its_way():
     """Closes: the termination counts when it is accepted: a callback that returns before that is recorded behind the end,
-    and run() goes on with its result. Terminate is set in memory before its commit."""
+    and run() goes on with its result. Or it is answered before it is accepted, or its repeat is, and a crash undoes it."""
 
     async def story(world: World) -> None:
         went_on: list[str] = []
@@ -327,7 +327,12 @@ def test_nothing_is_recorded_behind_a_termination_that_is_on_its_way():
         await world.publish("work", "one")
         await world.until(lambda: world.history.entered("one"), "it is inside s1")
         world.broker.fail_next(journal_of(world, "one"), DELAY, delay_s=1.8)
-        await world.client().handle("work", "one").terminate()
+
+        async def ended_when_answered() -> int:
+            await world.client().handle("work", "one").terminate()
+            return len(world.records(r.Ended))
+
+        assert await asyncio.gather(ended_when_answered(), ended_when_answered()) == [1, 1]
         await world.passes(3)
 
         last = [record for group in world.journal(world.station_of("one")) for record in group.records if record.serial]
@@ -630,3 +635,46 @@ def versioned_workflow(world: World, version: str):
             return await step.do("s1", reporting(world, event.payload, 1.0))
 
     return Versioned
+
+
+# -- rule 26: write-dead -----------------------------------------------------------------------------------------------
+
+def test_an_instance_with_nothing_pending_enters_nothing_while_the_journal_is_dead(caplog):
+    """Closes: every instance waits for its own records, but this one has none on its way: a back-off of it ends while the
+    disk is full, and its next attempt works without a checkpoint. Nothing is admitted either; the log says what to do."""
+
+    async def story(world: World) -> None:
+        class Flaky(Workflow[int, int], name="flaky"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                again = Retries(delay="5 seconds", jitter=False)
+                results = await asyncio.gather(step.do("long", reporting(world, 1, 20)),
+                                               step.do("flaky", flaky, retries=again))
+                return sum(results)
+
+        async def flaky(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                if ctx.attempt == 1:
+                    raise ConnectionError("once")
+                return 1
+
+        a = await world.start_pod("a", world.app(Flaky, steps_workflow(world, step_s=0.1)))
+        await world.all_owned()
+        await world.publish("flaky", "one")
+        await world.until(lambda: world.records(r.AttemptFailed), "its first attempt has failed")
+        await world.publish("work", "other")
+        await world.until(lambda: world.history.entered("other"), "another one is inside")
+        world.broker.freeze_stream(subjects.journal_stream("main"))
+        await world.until(lambda: a.pod.context.journal.trouble, "the pod has noticed")
+        slots = a.pod.context.slots.in_use
+        await world.publish("work", "later")
+        await world.passes(6)  # less than the deadline allows, more than the back-off
+
+        assert world.history.times("one", "flaky") == 1
+        assert a.pod.context.slots.in_use == slots
+        assert "restart nats-server" in caplog.text
+        world.broker.stop()
+        world.broker.start()
+        await world.until(lambda: len(world.records(r.Ended)) == 3, "all have ended")
+        assert world.history.times("one", "flaky") == 2
+
+    play(story)
