@@ -49,6 +49,7 @@ class Ownership:
         self._on_gone = on_gone
         self._on_halted = on_halted
         self.stations: dict[StationId, Station] = {}
+        self._unheld: set[StationId] = set()  # their last group may be this session's: nobody else can claim them
         self._answers: dict[StationId, Answers] = {}
         self._gates: dict[StationId, tuple[Gatekeeper, Subscription, asyncio.Task[None]]] = {}
         self._moving: dict[StationId, asyncio.Task[None]] = {}
@@ -101,7 +102,7 @@ class Ownership:
         able = max((len(record.workflows) for record in live.values()), default=0)
         pods = [session for session, record in live.items() if len(record.workflows) == able]
         owners = _owners(live)
-        for station in self.stations:
+        for station in (*self.stations, *self._unheld):
             owners[station] = mine.id
         return spread(self.all_stations(), pods, owners), live
 
@@ -110,7 +111,7 @@ class Ownership:
         mine = self._context.session.id
         for station, session in wanted.items():
             held = self.stations.get(station)
-            if held is None and session == mine:
+            if held is None and (session == mine or station in self._unheld):
                 try:
                     async with self._claims:
                         await self._claim(station)
@@ -139,7 +140,9 @@ class Ownership:
         session = context.session
         tail = await context.journal.tail(station)
         if not await self._may_claim(station, tail):
+            self._unheld.discard(station)
             return
+        self._unheld.add(station)  # until it is held here, or somebody else is known to have it
         started = time.perf_counter()
         epoch = tail.position.header.epoch + 1 if tail else 1
         number = tail.position.header.group + 1 if tail else 1
@@ -148,8 +151,11 @@ class Ownership:
         try:
             sequence = await context.journal.append(station, header, body, may_send=session.in_time,
                                                     expected=tail.position.sequence if tail else 0)
-        except (Deposed, Abandoned):
-            return  # somebody else was first, or our session is over
+        except Deposed:
+            self._unheld.discard(station)
+            return  # somebody else was first
+        except Abandoned:
+            return  # our session is over, or it was renewed only just now: then the next tick claims
         except JournalHalted:
             if not _follows(tail, await context.journal.tail(station)):
                 raise
@@ -162,10 +168,12 @@ class Ownership:
             return
         held = Station(context, station, position, on_lost=self._lost)
         self.stations[station] = held
+        self._unheld.discard(station)
         try:
             await self._open(held, self._claimed[station])
         except (BusTimeout, BusError, NoResponders):
             await self._drop(held)  # half open it would be ours and serve nobody; the next tick claims it again
+            self._unheld.add(station)
             raise
         if held.closed:
             return
@@ -324,6 +332,8 @@ class Ownership:
         _log.warning("station lost", station=str(held.id), why=str(error))
         if isinstance(error, JournalHalted):
             self._on_halted(error)
+        elif isinstance(error, Abandoned):
+            self._unheld.add(held.id)  # if the session was renewed after all, nobody else may claim it
         self._on_gone(held.id)
         task = asyncio.get_running_loop().create_task(self._drop(held))
         self._dropping.add(task)

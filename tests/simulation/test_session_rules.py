@@ -18,6 +18,7 @@ from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER
 from toque.storage.ports import BusTimeout
 from toque.workers.keeper_thread import EXIT_FENCED
 from toque.workers.session import MARGIN_OF_TTL, RENEWALS_PER_TTL, end_session
+from toque.workers.spread import weight
 from toque.workflow import Step, StepContext, Workflow, WorkflowEvent
 
 DEADLINE_S = TTL_S * (1 - MARGIN_OF_TTL)
@@ -299,6 +300,40 @@ def test_a_renewal_whose_key_cannot_be_read_back_concludes_nothing():
         assert last_renewal(world, session) > world.now - TTL_S / 2
 
     play(story)
+
+    play(story)
+
+
+def test_a_station_given_up_at_a_deadline_that_a_late_renewal_undid_is_claimed_again():
+    """Closes: a renewal sent before the deadline is acknowledged just after it. A commit between the two gives its
+    station up; the session lives on, so nobody else may claim it, and its own pod thought it better placed elsewhere:
+    the station lay for as long as the session lived."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=600, step_s=0.02))
+        a, b = await world.start_pod("a", app), await world.start_pod("b", app)
+        await world.spread_over(a, b)
+        loaded, other = (a, b) if len(a.pod.ownership.stations) > len(b.pod.ownership.stations) else (b, a)
+        session = loaded.session
+        station = next(station for station in sorted(loaded.pod.ownership.stations)
+                       if weight(station, other.session) > weight(station, session))
+        renewal = subjects.control_session("main", session)
+        await world.until(lambda: last_renewal(world, session) > world.now - 0.1, "it was renewed just now")
+        world.broker.fail_next(renewal, DROP_BEFORE, times=2)
+        world.broker.fail_next(renewal, DELAY, delay_s=DEADLINE_S - 3 * TTL_S / RENEWALS_PER_TTL - 0.1)
+        for number in world.ids_at(station, 2):
+            await world.publish("work", number)
+        await world.until(lambda: not loaded.pod.context.session.in_time(), "the deadline has passed")
+        await world.until(lambda: station not in loaded.pod.ownership.stations, "the station is given up", timeout_s=1)
+        await world.until(lambda: loaded.pod.context.session.in_time(), "the renewal has come", timeout_s=2)
+        await world.all_owned(timeout_s=5)
+
+        assert loaded.session == session
+        await world.until(lambda: len(world.records(r.Ended)) == 2, "both have ended")
+        check_chains(world)
+        check_steps(world)
+
+    play(story, account=account(stations=7))
 
 
 # -- rule 8: ended by one compare-and-set ------------------------------------------------------------------------------
