@@ -6,13 +6,14 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 BASE ?= python:3.12-slim
+NATS_IMAGE ?= nats:2.15
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; \
 	done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit fmt dist test-containers bench chaos clean
+.PHONY: help demo test lint types unit fmt dist local-images test-containers bench chaos clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -44,6 +45,10 @@ dist: $(VENV)/.developing  ## build sdist and wheel, and run the wheel in an env
 	cd build/check && bin/toque version && bin/python -P -m toque worker --help >/dev/null
 	@ls -l dist
 
+local-images: $(VENV)/.developing  ## images for test-containers out of this machine's own parts (root, debootstrap)
+	PYTHON=$(BIN)/python bash tests/acceptance/local_images.sh
+
+test-containers: export NATS_IMAGE := $(NATS_IMAGE)
 test-containers: $(VENV)/.developing  ## the tests that need a Docker engine (BASE, NATS_IMAGE: other images)
 	docker build $(BUILD_OPTIONS) --build-arg BASE=$(BASE) -t toque-worker .
 	$(BIN)/pytest -m containers
