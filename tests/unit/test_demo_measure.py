@@ -28,7 +28,7 @@ class Cook:
     def stir(self, pots):
         for pot in pots:
             if pot and pot.hot or os.name:
-                yield [lid for lid in pot if lid]
+                yield tuple(lid for lid in pot if lid)
 
     async def wait(self):
         pots = []
@@ -76,7 +76,7 @@ def test_symbols_come_from_the_compiler(file: Path) -> None:
 
     assert symbols.imports == ("json", "os", "sys")
     assert (symbols.relative_imports, symbols.free_names) == (1, 1)
-    assert symbols.scopes == 6  # module, class, stir, its comprehension, wait, inner
+    assert symbols.scopes == 6  # module, class, stir, its generator (a scope in every Python), wait, inner
 
 
 def test_imports_are_resolved_by_origin() -> None:

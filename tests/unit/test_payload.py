@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -302,7 +303,8 @@ def test_every_payload_can_be_shown_as_json(value, text):
 
 def test_a_payload_too_deep_for_json_is_refused():
     """Keys that need rewriting, nested beyond what can be walked: the error is ours."""
-    nested = b"\x91" * 900 + msgspec.msgpack.encode({(1,): 2})
+    depth = 900 if sys.version_info < (3, 12) else 3_000  # decoded, but not walked: frames of C count no more
+    nested = b"\x91" * depth + msgspec.msgpack.encode({(1,): 2})
 
     with pytest.raises(InvalidPayload):
         to_json(nested)
