@@ -348,6 +348,27 @@ def test_a_duplicate_that_waits_while_its_first_is_admitted_is_dropped():
     play(story)
 
 
+def test_an_id_is_known_while_its_records_wait_to_be_folded():
+    """Closes: an instance has ended and left memory before its records are in the index: its id is known to nobody, and a
+    second message of it runs again. The store is slow here."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        a.store._delay_s = 0.8
+        await world.publish("work", "one")
+        await world.until(lambda: world.records(r.Ended), "it has ended")
+        assert a.store.find(world.station_of("one"), "work", "one") is None, "the story needs a store that lags"
+        world.broker.purge(QUEUE, ">", 10**9)  # as if its message had left at once
+        await world.publish("work", "one")
+        await world.passes(5)
+
+        assert world.history.times("one", "s1") == 1
+        check_once(world, "work", ["one"])
+
+    play(story)
+
+
 def test_one_duplicate_in_a_batch_spoils_only_itself():
     """Closes: C4: one queued id refuses a whole atomic batch. Each item gets its own truth."""
 
