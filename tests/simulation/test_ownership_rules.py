@@ -475,7 +475,7 @@ def test_a_station_that_could_not_be_moved_serves_on():
 
         def blocking(ctx: StepContext) -> int:
             with world.history.inside(ctx):
-                work_in_thread(200.0)
+                work_in_thread(50.0)
                 return 7
 
         app = world.app(Threaded, steps_workflow(world, steps=2))
@@ -483,19 +483,19 @@ def test_a_station_that_could_not_be_moved_serves_on():
         await world.all_owned()
         for station in world.stations():
             await world.publish("threaded", world.ids_at(station, 1, prefix="t")[0])
-        await world.until(lambda: len(world.history.entries) == 4, "all are inside")
+        await world.until(lambda: len(world.history.entries) == 2, "all are inside")
         await world.start_pod("b", app)
         await world.passes(MOVE_PATIENCE_S + 2)
         ids = [world.ids_at(station, 1)[0] for station in world.stations()]
         for instance in ids:
             await world.publish("work", instance)
-        await world.until(lambda: len(world.records(r.Ended)) == 4, "the others have ended", timeout_s=5)
+        await world.until(lambda: len(world.records(r.Ended)) == 2, "the others have ended", timeout_s=5)
 
         assert {entry.pod for entry in world.history.entered(step="s2")} == {"a"}
-        await world.until(lambda: len(world.records(r.Ended)) == 8, "the threads have ended", timeout_s=300)
+        await world.until(lambda: len(world.records(r.Ended)) == 4, "the threads have ended")
         check_all(world, "work", ids)
 
-    play(story)
+    play(story, account=account(stations=2))
 
 
 def test_the_end_of_the_grace_time_is_an_interruption():
