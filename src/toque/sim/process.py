@@ -101,6 +101,7 @@ class Process:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # from Python 3.12 on gather does not, when all are done: their callbacks come now
         self.state = State.DEAD
 
 
