@@ -208,7 +208,7 @@ def test_a_run_that_blocks_the_loop_is_named(kitchen: Kitchen, with_client: With
     """The pod's output says that its loop is blocked, and in which function of the app; the instance completes."""
 
     async def story(client: Client) -> str:
-        return str(await (await client.create("blocking", 1.6)).result("20 seconds"))
+        return str(await (await client.create("blocking", 1.0)).result("20 seconds"))
 
     assert with_client(story) == "done"
     complaint = complaint_of(kitchen, "blocking")
@@ -220,7 +220,7 @@ def test_a_callback_that_blocks_the_loop_is_named(kitchen: Kitchen, with_client:
     """Workflow, instance, step and line, in the pod's output and for a minute in `toque pods`."""
 
     async def story(client: Client) -> str:
-        return str(await (await client.create("blocking-callback", 1.6, id="sleepy")).result("20 seconds"))
+        return str(await (await client.create("blocking-callback", 2.2, id="sleepy")).result("20 seconds"))
 
     assert with_client(story) == "done"
     complaint = complaint_of(kitchen, "blocking-callback")
