@@ -7,13 +7,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 BASE ?= python:3.12-slim
 NATS_IMAGE ?= nats:2.15
+SEED ?= 1
+MINUTES ?= 10
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; \
 	done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit fmt dist local-images test-containers bench chaos clean
+.PHONY: help demo test lint types unit fmt dist local-images test-containers bench chaos soak clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -56,8 +58,11 @@ test-containers: $(VENV)/.developing  ## the tests that need a Docker engine (BA
 bench: $(VENV)/.developing  ## throughput and latency on this machine
 	$(BIN)/python bench/throughput.py
 
-chaos: $(VENV)/.developing  ## kill pods at random and judge the outcome from the ledger
-	$(BIN)/pytest tests/acceptance -k 'kill'
+chaos: $(VENV)/.installed  ## run every chaos scenario once, and judge it (SEED=1; pages in chaos-reports/)
+	$(BIN)/toque chaos run all --seed $(SEED) --report chaos-reports
+
+soak: $(VENV)/.installed  ## work with faults for MINUTES=10, and see whether anything grows (SEED=1)
+	$(BIN)/toque chaos soak --minutes $(MINUTES) --seed $(SEED) --report chaos-reports
 
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+_PARENT_VARIABLE = "TOQUE_PARENT_PID"  # ties a process to the supervisor that started it
 _LISTEN = "0A"  # of /proc/net/tcp
 _PROC = Path("/proc")
 
@@ -101,7 +102,8 @@ class Launch:
         place = _PROC / str(pid)
         pairs = [pair.partition("=") for pair in (place / "environ").read_bytes().decode(errors="replace").split("\0")]
         argv = (place / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
-        return cls(argv, {name: value for name, _, value in pairs if name}, os.readlink(place / "cwd"))
+        env = {name: value for name, _, value in pairs if name not in ("", _PARENT_VARIABLE)}
+        return cls(argv, env, os.readlink(place / "cwd"))
 
     def again(self, log: Path) -> int:
         """Start it, its output appended to `log`; it outlives this process. Returns its id."""

@@ -7,8 +7,10 @@ and made), seen.jsonl (owners and slots); the ledger has its own file.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +27,8 @@ from toque.chaos.progress import Progress
 from toque.chaos.strikes import Hands, Injected
 from toque.chaos.topology import Topology
 from toque.chaos.watching import Sample, Watcher
+from toque.client import Client
+from toque.errors import ToqueError
 
 TICK_S = 0.25
 READ_AGAIN_S_MAX = 60.0
@@ -139,23 +143,35 @@ async def run(scenario: Scenario, options: RunOptions, topology: Topology, *, di
               beside: Callable[[Load], Awaitable[None]] | None = None) -> Outcome:
     """Run a scenario on pods that serve `toque.chaos.five_steps`, and judge it. Ends by itself.
 
-    `beside` runs for as long as the work does, and is cancelled then. Sets the account's limit. Cancelled, it heals
-    what it broke. Raises Refused when a fault cannot be made here, Unavailable when there are no two pods at its
-    beginning.
+    `beside` runs for as long as the work does, and is cancelled then. Sets the account's limit, and back. Cancelled,
+    it heals what it broke. Raises Refused when a fault cannot be made here, Unavailable when there are no two pods at
+    its beginning.
     """
     await topology.check(frozenset(scenario.recipe.kinds))
     load_options = replace(scenario.load, prefix=options.prefix, limit=options.limit or scenario.load.limit,
                            instances=options.instances or scenario.load.instances)
     faults = schedule(scenario.recipe, count=options.faults or scenario.faults, seed=options.seed, ttl_s=topology.ttl_s)
     _write(directory / "faults.jsonl", faults)
-    await set_limit(topology.client, load_options.limit)
     running = _Running(options, load_options, faults, topology, directory, show)
-    await running.work(beside)
+    async with _limited(topology.client, load_options.limit):
+        await running.work(beside)
     _write(directory / "faults.jsonl", running.nemesis.injected)
     evidence = running.evidence()
     judgement = judge(evidence)
     return Outcome(scenario, options, load_options, topology.ttl_s, running.nemesis.injected, running.watcher.samples,
                    evidence, judgement, running.began_ns, (time.monotonic_ns() - running.began_ns) / 1e9)
+
+
+@asynccontextmanager
+async def _limited(client: Client, limit: int) -> AsyncIterator[None]:
+    """The account under another limit; what it had before is set again at the end, if a server answers."""
+    before = (await client.accounts.describe(client.account)).max_concurrent
+    await set_limit(client, limit)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ToqueError):
+            await client.accounts.set(client.account, max_concurrent=before)
 
 
 class _Running:
