@@ -21,7 +21,7 @@ from toque.errors import InstanceExists, InstanceFailed, InstanceNotFound, Setup
 
 CREATE_TIMEOUT = "10 seconds"
 ASKED_AT_ONCE = 200  # results waited for at one time
-CREATED_AT_ONCE = 16
+CREATED_AT_ONCE = 100  # those of a lost pod wait for its successor, and must not hold up the others
 POLL_S = 0.1
 POLLERS = 4
 READ_AGAIN_MAX = 400  # results that are read once more at the end
