@@ -16,7 +16,8 @@ from toque._protocol import AccountRecord, SessionRecord
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
 from toque.workers import keeper_thread
 from toque.workers.attempt import Callbacks
-from toque.workers.keeper_thread import EXIT_FENCED, STALL_S, Beat, KeeperThread
+from toque.workers.keeper_thread import EXIT_FENCED, KeeperThread
+from toque.workers.loop_watch import STALL_S, LoopWatch
 from toque.workers.session import Session, decode_session
 
 TTL_S = 1.0
@@ -40,12 +41,12 @@ class Bench:
         self.clock = SteppedClock()
         self.session = Session(self.clock, SessionRecord(pod="a", session="a-1", ttl_s=TTL_S))
         self.callbacks = Callbacks(1)
-        self.beat = Beat(self.clock)
+        self.loop_watch = LoopWatch(self.clock, ttl_s=TTL_S)  # of a loop that does not beat
         self.exits: list[int] = []
         self.exited = threading.Event()
         self.losses: list[str] = []
         self.keeper = KeeperThread(self._connect, "main", self.clock, self.session, callbacks=self.callbacks,
-                                   beat=self.beat, on_lost=self.losses.append)
+                                   loop_watch=self.loop_watch, on_lost=self.losses.append)
         monkeypatch.setattr(keeper_thread.os, "_exit", self._exit)  # the test's process must live on
 
     def _exit(self, code: int) -> None:
@@ -127,14 +128,13 @@ def test_what_blocks_the_pods_loop_is_named_once(monkeypatch, caplog):
 
     async def check(bench: Bench) -> None:
         bench.session.deadline = bench.session.expires_at = float("inf")
-        bench.clock.now_s += STALL_S
 
         blocking(bench)
 
-        said = [record.msg for record in caplog.records if "the pod's loop is blocked" in record.getMessage()]
-        assert len(said) == 1
-        assert "blocking" in said[0]["by"]
-        assert "plain `def`" in said[0]["remedy"]
+        said = [record.msg for record in caplog.records if record.name == "toque.loop"]
+        assert [line["event"] for line in said].count("the pod's loop is blocked") == 1
+        assert said[0]["at"].endswith("in blocking")
+        assert said[0]["remedy"]
 
     on_bench(monkeypatch, check)
 
@@ -143,6 +143,7 @@ def blocking(bench: Bench) -> None:
     """User code that does not let the loop go on, until the keeper has looked at it a few times."""
     looked = threading.Event()
     for _ in range(4):
+        bench.clock.now_s += STALL_S / 2
         bench.loop.call_soon_threadsafe(bench.loop.call_later, keeper_thread.WATCH_S, looked.set)
         assert looked.wait(PATIENCE_S)
         looked.clear()
