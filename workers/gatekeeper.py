@@ -19,6 +19,9 @@ from toque.storage.records import Lease, LeaseEnded, LeaseRow, Record
 from toque.workers.control import ControlWatch
 
 SWEEP_EVERY_S = 0.25
+# Ended by whoever knows that nothing is inside of it any more: the holder of the pod directory's lock, or the pod itself,
+# which writes "left" as its last act, and "lost" when every callback of the session has left.
+PROVEN_ENDS = ("dead", "left", "lost")
 
 _request_decoder = msgspec.msgpack.Decoder(LeaseRequest)
 
@@ -180,7 +183,7 @@ class Gatekeeper:
             return now - max(self._opened_at, self._control.opened_at) >= ttl
         if seen.record is None or not seen.record.ended:
             return False
-        if seen.record.ended in ("dead", "left"):
+        if seen.record.ended in PROVEN_ENDS:
             return True
         return now - seen.seen_at >= (seen.ttl_s or seen.record.ttl_s)
 

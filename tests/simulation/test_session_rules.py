@@ -187,6 +187,31 @@ def test_a_broker_outage_longer_than_the_ttl_loses_nothing():
     play(story)
 
 
+def test_slots_of_a_session_that_its_own_pod_ended_are_granted_again_at_once():
+    """Closes: after an outage that cost every session, each pod had left its callbacks and ended its own session, yet the
+    Gatekeeper kept the slots of those sessions until a TTL after it had last heard of them."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(steps_workflow(world, steps=6, step_s=1)))
+        await world.all_owned()
+        session = a.session
+        for number in range(8):
+            await world.publish("work", f"i{number}")
+        await world.until(lambda: len(world.history.entered(step="s3")) == 8, "all are in the middle")
+        await world.until(lambda: last_renewal(world, session) > world.now - 0.1, "it was renewed just now")
+        world.broker.stop()
+        await world.passes(DEADLINE_S + 0.2)
+        world.broker.start()
+        back = world.now
+        await world.until(lambda: world.history.entered(since=back), "a callback is entered", timeout_s=TTL_S / 10)
+
+        assert world.session_key(session).ended == "lost"
+        await world.until(lambda: len(world.records(r.Ended)) == 8, "all have ended")
+        assert world.history.most_inside() <= 8
+
+    play(story, account=account(max_concurrent=8))
+
+
 def test_a_short_broker_outage_costs_no_session():
     """Closes: a restart of the broker within the TTL makes every pod restore."""
 

@@ -244,14 +244,14 @@ def test_slots_of_an_expired_session_wait_for_its_ttl():
     on_bench(check)
 
 
-def test_slots_of_a_session_that_was_ended_early_wait_too():
-    """A pod that lost its session may still be inside callbacks until its TTL is over."""
+def test_slots_of_a_session_that_others_ended_wait_too():
+    """Its pod may still be inside callbacks until its TTL is over."""
 
     async def check(bench):
         bench.see("a")
         await bench.ask("a", 1, demand=10)
         bench.now += 2
-        bench.see("a", ended="lost")
+        bench.see("a", ended="expired")
         bench.keeper.sweep()
         assert bench.keeper.granted == 10
 
@@ -263,14 +263,16 @@ def test_slots_of_a_session_that_was_ended_early_wait_too():
 
 
 def test_slots_of_a_proven_death_come_back_at_once():
-    """Its directory's lock was free, or it left by itself."""
+    """Its directory's lock was free, or the pod itself ended it, when all its callbacks had left."""
 
     async def check(bench):
-        bench.see("a", "b")
-        await bench.ask("a", 1, demand=5)
-        await bench.ask("b", 1, demand=5)
+        bench.see("a", "b", "c")
+        await bench.ask("a", 1, demand=3)
+        await bench.ask("b", 1, demand=3)
+        await bench.ask("c", 1, demand=3)
         bench.see("a", ended="dead")
         bench.see("b", ended="left")
+        bench.see("c", ended="lost")
         bench.keeper.sweep()
 
         assert bench.keeper.granted == 0
