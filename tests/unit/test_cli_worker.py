@@ -77,5 +77,5 @@ def test_wrong_options_are_refused(arguments: list[str], message: str) -> None:
 
 def test_a_credentials_file_that_is_not_there_is_refused() -> None:
     """A pod does not connect without the credentials that it was given."""
-    with pytest.raises(errors.SetupError, match=r"credentials file /no/such.creds"):
+    with pytest.raises(errors.UsageError, match=r"credentials file /no/such.creds"):
         parsed("--creds", "/no/such.creds")

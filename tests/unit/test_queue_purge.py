@@ -210,7 +210,7 @@ def test_the_lump_is_a_share_of_the_queue_limit(queue_limit, stations, messages)
     assert lump(queue_limit, stations) == messages
 
     async def check(bench: Bench) -> None:
-        reader = Reader({})
+        reader = Reader(dict.fromkeys(STATIONS, 1))
         await bench.tick(reader)
         assert reader.backlog_max == 2 * lump(LIMIT, len(STATIONS))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from toque._payload import PAYLOAD_MAX
 from toque._subjects import StationId
 from toque.storage.ports import Message
 from toque.workers.souschef import SousChef
@@ -21,7 +22,8 @@ def souschef(*sequences: int) -> SousChef:
     serials = iter(range(1, 100))
     owner: Any = SimpleNamespace(
         id=StationId(1, 0), knows=lambda workflow, instance_id: False, new_serial=lambda: next(serials),
-        now_ms=lambda: 9, admit=lambda chef, record, into_slot: None, may_admit=lambda: True, in_time=lambda: True)
+        now_ms=lambda: 9, admit=lambda chef, record, into_slot: None, may_admit=lambda: True, in_time=lambda: True,
+        payload_max=PAYLOAD_MAX)
     chef = SousChef(owner, "work", Work)
     for sequence in sequences:
         chef.offer(f"i{sequence}", Message("", b"7", sequence=sequence))
