@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from toque.chaos.faults import CUTTING_OFF, DEADLY, OF_SERVER, Fault, Kind
 from toque.chaos.five_steps import ORDER, RETRIES
-from toque.chaos.history import CREATE, FAILED, STATUS, UNKNOWN, Op
+from toque.chaos.history import CREATE, FAILED, OK, STATUS, UNKNOWN, Op
 from toque.chaos.ledger import Entry
 from toque.chaos.ledger_checks import check_c1, check_c2, check_c3, check_e1, check_e3, check_l1, check_ledger
 from toque.chaos.load import Load, LoadOptions
@@ -69,7 +69,7 @@ class Judgement:
 def judge(evidence: Evidence) -> Judgement:
     """Every promise that the scenario can see. One that nothing spoke of makes the run void."""
     ledger = ledger_of(evidence)
-    created = {InstanceKey(op.workflow, op.instance) for op in evidence.ops if op.op == CREATE and op.outcome == "ok"}
+    created = {InstanceKey(op.workflow, op.instance) for op in evidence.ops if op.op == CREATE and op.outcome == OK}
     known = created | evidence.existing
     expected = {key: value for key, value in evidence.expected.items() if key in known}
     verdicts = [
@@ -117,7 +117,9 @@ def _recoveries(evidence: Evidence, ledger: Ledgered) -> list[Verdict]:
     losses = [Bereaved(injected.pid, injected.begun_ns, min(injected.held_by_others, evidence.load.limit - 1))
               for injected in evidence.injected if injected.owned_zero and injected.fault.kind in DEADLY]
     if losses:
-        out.append(check_regrants(ledger, losses, within_s=evidence.ttl_s + GATEKEEPER_MARGIN_S))
+        created_ns = {key: op.returned_ns for op in evidence.ops if op.op == CREATE and op.outcome == OK
+                      and (key := InstanceKey(op.workflow, op.instance)) not in evidence.naps}
+        out.append(check_regrants(ledger, losses, within_s=evidence.ttl_s + GATEKEEPER_MARGIN_S, created_ns=created_ns))
     if kinds & OF_SERVER:
         out.append(check_returns(ledger, [injected.answered_ns for injected in evidence.injected
                                           if injected.answered_ns], within_s=BROKER_S_MAX))

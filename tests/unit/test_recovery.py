@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ledgers import S, ledger, visit
+from ledgers import S, key, ledger, visit
 
 from toque.chaos.pairing import Kill
 from toque.chaos.recovery import Bereaved, check_recovery, check_regrants, check_returns, regrant_s
@@ -27,9 +27,22 @@ def test_grants_go_on_when_more_are_inside_than_the_others_had_slots():
     loss = Bereaved(pid=1, at_ns=10 * S, held_by_others=1)
 
     assert regrant_s(ledger(*visits), loss) == 4.0
-    assert check_regrants(ledger(*visits), [loss], within_s=4.5).holds
-    assert check_regrants(ledger(*visits), [loss], within_s=3.5).broken == 1
-    assert check_regrants(ledger(*visits[:2]), [loss], within_s=9).broken == 1
+    assert check_regrants(ledger(*visits), [loss], within_s=4.5, created_ns={}).holds
+
+
+def test_grants_that_come_late_or_never_break_it_where_there_was_work_for_them():
+    """Two instances of before the loss still had callbacks to enter after the bound; the others had one slot."""
+    waiting = (visit("c", "hash", 2, 21, 22), visit("d", "hash", 2, 22, 23))
+    loss = Bereaved(pid=1, at_ns=10 * S, held_by_others=1)
+    created = {key("c"): 8 * S, key("d"): 8 * S}
+
+    never = check_regrants(ledger(visit("b", "hash", 2, 9, 20), *waiting), [loss], within_s=9, created_ns=created)
+    late = check_regrants(ledger(visit("b", "hash", 2, 9, 21.5), *waiting), [loss], within_s=9, created_ns=created)
+    created_later = check_regrants(ledger(*waiting), [loss], within_s=9, created_ns={**created, key("d"): 12 * S})
+
+    assert never.broken == 1
+    assert late.broken == 1
+    assert (created_later.broken, created_later.checked) == (0, 0)
 
 
 def test_the_first_callback_after_the_brokers_return_is_bounded():
