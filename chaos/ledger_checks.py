@@ -212,18 +212,19 @@ def _edges(visits: Sequence[Visit], stops: Sequence[Stop]) -> list[tuple[int, in
     """Every (time, +1 entered or -1 left, visit) in order; at one instant leaving comes first."""
     edges: list[tuple[int, int, Visit]] = []
     for visit in visits:
-        if visit.left_ns == visit.entered_ns:  # sent by a process that was dead by then: it was never inside
+        left_ns = _counts_until(visit, stops)
+        if left_ns == visit.entered_ns:  # sent by a process that was dead or stopped by then: it was never inside
             continue
         edges.append((visit.entered_ns, 1, visit))
-        if left_ns := _counts_until(visit, stops):
+        if left_ns:
             edges.append((left_ns, -1, visit))
     return sorted(edges, key=lambda edge: edge[:2])
 
 
 def _counts_until(visit: Visit, stops: Sequence[Stop]) -> int:
     """When the visit ended, or when its process was stopped with it inside; 0 = never."""
-    stopped = [stop.stopped_ns for stop in stops if stop.pid == visit.pid
-               and stop.stopped_ns >= visit.entered_ns and _inside_at(visit, stop.stopped_ns)]
+    stopped = [max(stop.stopped_ns, visit.entered_ns) for stop in stops if stop.pid == visit.pid
+               and stop.continued_ns >= visit.entered_ns and _inside_at(visit, stop.stopped_ns)]
     return min(stopped, default=visit.left_ns)
 
 

@@ -28,10 +28,10 @@ def overtaken(ledger: Ledgered, stops: Sequence[Stop]) -> Ledgered:
                      and _entered_elsewhere(by_instance[visit.key], visit, stop)), None)
         if stop is None:
             out.visits.append(visit)
-        elif visit.entered_ns > stop.stopped_ns:
+        elif visit.entered_ns > stop.continued_ns:
             out.late.append(visit)
-        else:
-            out.visits.append(replace(visit, left_ns=stop.stopped_ns, outcome=CUT))
+        else:  # a report that arrived while the process was stopped had been sent before the stop
+            out.visits.append(replace(visit, left_ns=max(stop.stopped_ns, visit.entered_ns), outcome=CUT))
     return out
 
 
@@ -44,7 +44,7 @@ def _touches(visit: Visit, stop: Stop) -> bool:
 
 def _entered_elsewhere(visits: Sequence[Visit], visit: Visit, stop: Stop) -> bool:
     """Whether another process entered the instance after the stop, and before the visit began or was over."""
-    until_ns = visit.entered_ns if visit.entered_ns > stop.stopped_ns else visit.left_ns
+    until_ns = visit.entered_ns if visit.entered_ns > stop.continued_ns else visit.left_ns
     return any(other.pid != visit.pid and other.entered_ns > stop.stopped_ns
                and (until_ns == 0 or other.entered_ns < until_ns) for other in visits)
 

@@ -31,6 +31,17 @@ def test_a_visit_that_others_overtook_is_cut_at_the_stop():
     assert check_late(judged).holds
 
 
+def test_a_report_that_arrived_while_the_process_was_stopped_was_sent_before():
+    """It lay in the ledger's socket: the visit was inside at the stop as those before it, and is cut like them."""
+    on_its_way = (visit("a", "hash", 1, 10.001, 20.1), *ZOMBIE[1:])
+
+    judged = overtaken(ledger(*on_its_way), [STOP])
+
+    assert [found.outcome for found in judged.visits] == [CUT, "ok", "ok"]
+    assert judged.late == []
+    assert check_l1(judged, limit=1, ttl_s=3).holds
+
+
 def test_each_stop_of_a_process_counts():
     """One that had been continued a moment before the visit began does not hide the next one."""
     earlier = Stop(pid=1, stopped_ns=8 * S, continued_ns=9 * S)
