@@ -24,16 +24,13 @@ from toque._subjects import StationId
 from toque.errors import SetupError, ToqueError
 from toque.storage import fold
 from toque.storage.folded_store import FoldedReaders
+from toque.storage.ports import StoreDamaged
 from toque.storage.records import FORMAT, Group
 
 MAP_BYTES = 256 << 30  # address space, not disk
 GROUPS_PER_TRANSACTION = 64
 _META = b"meta"
 _IDENTITY = b"identity"
-
-
-class StoreDamaged(ToqueError):
-    """The environment cannot be trusted or written any more. The pod sets it aside and reads the journal again."""
 
 
 class Identity(msgspec.Struct):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ NO_RESPONDERS: Final = "503"
 DROP_BEFORE: Final = "drop before"
 LOSE_ANSWER: Final = "execute then lose the answer"
 DELAY: Final = "delay"
+DUPLICATE: Final = "duplicate"
 REFUSE: Final = "refuse:"
 
 
@@ -51,9 +52,9 @@ class Fault:
 
     def __post_init__(self) -> None:
         refuses = self.how.startswith(REFUSE) and self.how.removeprefix(REFUSE).isdecimal()
-        if self.how not in (DROP_BEFORE, LOSE_ANSWER, DELAY) and not refuses:
-            raise ValueError(f"unknown fault {self.how!r}: use {DROP_BEFORE!r}, {LOSE_ANSWER!r}, {DELAY!r} or "
-                             f"'{REFUSE}<code>'")
+        if self.how not in (DROP_BEFORE, LOSE_ANSWER, DELAY, DUPLICATE) and not refuses:
+            raise ValueError(f"unknown fault {self.how!r}: use {DROP_BEFORE!r}, {LOSE_ANSWER!r}, {DELAY!r}, "
+                             f"{DUPLICATE!r} or '{REFUSE}<code>'")
 
     @property
     def refusal(self) -> BusError | None:
@@ -158,6 +159,8 @@ class MemoryBroker:
         self._consumers: dict[str, list[Consumer]] = {}
         self._interests: list[Interest] = []
         self._faults: list[Fault] = []
+        self.counts: Counter[str] = Counter()  # of what happened: faults, refusals by stream and code, expiries
+        self.on_stored: Callable[[str, Message], None] = lambda stream, message: None  # after each single publish
 
     # -- time
 
@@ -200,18 +203,24 @@ class MemoryBroker:
         """Let the next messages or requests on matching subjects fail.
 
         `how`: "drop before" (it never arrives), "execute then lose the answer", "delay" (it arrives `delay_s` later,
-        even after the sender's time-out, and others overtake it), or "refuse:<code>" (an error answer, nothing done).
+        even after the sender's time-out, and others overtake it), "duplicate" (it arrives, and once more `delay_s`
+        later), or "refuse:<code>" (an error answer, nothing done).
         Management requests have the server's own subjects: `$JS.API.STREAM.MSG.GET.<stream>` for leader reads, and
         likewise STREAM.INFO, STREAM.CREATE, STREAM.UPDATE, STREAM.DELETE, STREAM.PURGE, CONSUMER.CREATE; without a
         stream STREAM.NAMES. Raises ValueError for an unknown fault.
         """
         self._faults.append(Fault(subject_pattern, how, times, delay_s))
 
+    def forget_faults(self) -> None:
+        """What was ordered by `fail_next` and did not happen yet never will."""
+        self._faults.clear()
+
     def take_fault(self, subject: str) -> Fault | None:
         """The fault ordered for a message on the subject, if there is one; it is used up."""
         for fault in self._faults:
             if matcher(fault.pattern)(subject):
                 fault.times -= 1
+                self.counts[fault.how] += 1
                 if fault.times <= 0:
                     self._faults.remove(fault)
                 return fault
@@ -272,11 +281,13 @@ class MemoryBroker:
             self._answer(message.reply, b"", lane=name)
             return
         sequence, more = stored
+        self.on_stored(name, stream.at(sequence) or message)
         self._answer(message.reply, msgspec.json.encode({"stream": name, "seq": sequence, **more}), lane=name)
         self._changed(stream)
 
     def answer_error(self, reply: str, refusal: BusError, *, stream: str = "") -> None:
         """An acknowledgement that says why not."""
+        self.counts[f"refused {refusal.code} {stream}"] += 1
         error = {"code": 400, "err_code": refusal.code, "description": refusal.description}
         self._answer(reply, msgspec.json.encode({"error": error, "stream": stream, "seq": 0}), lane=stream or "core")
 
@@ -318,7 +329,7 @@ class MemoryBroker:
     def _expire(self, stream: MemoryStream) -> None:
         self._timers.pop(stream.config.name, None)
         if self.running and self._streams.get(stream.config.name) is stream:
-            stream.expire(self.now_ms())
+            self.counts[f"expired {stream.config.name}"] += stream.expire(self.now_ms())
             self._changed(stream)
 
     def add_consumer(self, connection: Connection, spec: FeedSpec,

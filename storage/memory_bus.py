@@ -20,6 +20,7 @@ from toque.errors import PayloadTooLarge
 from toque.storage.memory_broker import (
     DELAY,
     DROP_BEFORE,
+    DUPLICATE,
     INBOX,
     LOSE_ANSWER,
     NO_RESPONDERS,
@@ -464,7 +465,9 @@ class MemoryBus:
             self._upstream.send(partial(refuse, fault.refusal))
         elif fault.how == LOSE_ANSWER:
             self._upstream.send(lambda: arrive(False))
-        elif fault.how == DELAY:
+        elif fault.how in (DELAY, DUPLICATE):
+            if fault.how == DUPLICATE:
+                self._upstream.send(lambda: arrive(True))
             asyncio.get_running_loop().call_later(fault.delay_s, self._arrive_late, arrive,
                                                   context=contextvars.Context())
         else:

@@ -7,20 +7,47 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from toque._subjects import StationId
+from toque.errors import ToqueError
 from toque.storage import fold
 from toque.storage.folded_store import FoldedReaders
+from toque.storage.ports import StoreDamaged
 from toque.storage.records import Group
 
 
 class MemoryTables:
-    """Sorted tables in dicts."""
+    """Sorted tables in dicts. Faults can be ordered: `copy` for a stale disk, `rot` a row, `tear` a commit."""
 
     def __init__(self) -> None:
         self.tables: list[dict[bytes, bytes]] = [{} for _ in fold.TABLES]
         self._sorted: list[list[bytes] | None] = [None for _ in fold.TABLES]
+        self.rotten: set[tuple[int, bytes]] = set()  # rows that nobody may read
+        self._before: list[dict[bytes, bytes]] | None = None  # the last write
+
+    def copy(self) -> MemoryTables:
+        """The tables as they are now."""
+        copied = MemoryTables()
+        copied.tables = [dict(rows) for rows in self.tables]
+        copied.rotten = set(self.rotten)
+        return copied
+
+    def rot(self, table: int, key: bytes) -> None:
+        """Flip a bit of a row. Whoever reads it meets the CRC's complaint; a new write of the row heals it."""
+        value = self.tables[table][key]
+        self.tables[table][key] = bytes((value[0] ^ 1,)) + value[1:] if value else b"\1"
+        self.rotten.add((table, key))
+
+    def tear(self, tables: int) -> None:
+        """A power cut in the midst of the last write: only its first so many tables reached the disk."""
+        if self._before is not None:
+            self.tables[tables:] = self._before[tables:]
+            self._sorted = [None for _ in fold.TABLES]
 
     def get(self, table: int, key: bytes) -> bytes | None:
+        if self.rotten and (table, key) in self.rotten:
+            raise StoreDamaged("a value of the local store fails its CRC")
         return self.tables[table].get(key)
 
     def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
@@ -33,12 +60,16 @@ class MemoryTables:
             key = keys[index]
             if len(found) == limit or not key.startswith(prefix):
                 break
+            if self.rotten and (table, key) in self.rotten:
+                raise StoreDamaged("a value of the local store fails its CRC")
             found.append((key, rows[key]))
         return found
 
     def write(self, writes: fold.Writes) -> None:
+        self._before = list(self.tables)
         for table, changes in enumerate(writes):
             if changes:
+                self.rotten.difference_update([(table, key) for key in changes])
                 self.tables[table] = fold.merge(self.tables[table], changes)
                 self._sorted[table] = None
 
@@ -48,12 +79,40 @@ class MemoryTables:
             self._sorted[table] = None
 
 
-class MemoryStore(FoldedReaders):
-    """See `toque.storage.ports.Store`. `tables` outlives the store, as a disk does."""
+class _WatchedTables:
+    """The tables as the pod's loop reads them: it is told of damage, beside the error that the reader gets."""
 
-    def __init__(self, tables: MemoryTables | None = None, *, fold_delay_s: float = 0.001) -> None:
+    def __init__(self, tables: MemoryTables, failed: Callable[[Exception], None]) -> None:
+        self._tables = tables
+        self._failed = failed
+
+    def get(self, table: int, key: bytes) -> bytes | None:
+        try:
+            return self._tables.get(table, key)
+        except StoreDamaged as error:
+            self._failed(error)
+            raise
+
+    def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        try:
+            return self._tables.scan(table, prefix, start, limit)
+        except StoreDamaged as error:
+            self._failed(error)
+            raise
+
+
+class MemoryStore(FoldedReaders):
+    """See `toque.storage.ports.Store`. `tables` outlives the store, as a disk does.
+
+    `on_damage` is called once, in the loop, when reading or folding met a damaged row; nothing is folded after that.
+    """
+
+    def __init__(self, tables: MemoryTables | None = None, *, fold_delay_s: float = 0.001,
+                 on_damage: Callable[[Exception], None] = lambda error: None) -> None:
         self.tables = tables or MemoryTables()
-        super().__init__(self.tables)
+        super().__init__(_WatchedTables(self.tables, self._fail))
+        self._on_damage = on_damage
+        self._damaged = False
         self._delay_s = fold_delay_s
         self._waiting: deque[tuple[float, Group, Callable[[], None] | None]] = deque()
         self._idle = asyncio.Event()
@@ -80,13 +139,25 @@ class MemoryStore(FoldedReaders):
         if self._waiting:
             self._fold()
 
+    def _fail(self, error: Exception) -> None:
+        if not self._damaged:
+            self._damaged = True
+            asyncio.get_running_loop().call_soon(self._on_damage, error)
+
     def _fold(self) -> None:
+        if self._damaged:
+            return
         done = list(self._waiting)
-        self._waiting.clear()
         batch = fold.FoldBatch(self.tables)
-        for _, group, _ in done:
-            batch.apply(group)
-        self.tables.write(batch.finish())
+        try:
+            for _, group, _ in done:
+                batch.apply(group)
+            writes = batch.finish()
+        except (ToqueError, msgspec.MsgspecError) as error:
+            self._fail(error)
+            return
+        self._waiting.clear()
+        self.tables.write(writes)
         self._idle.set()
         for _, _, on_folded in done:
             if on_folded is not None:

@@ -327,14 +327,18 @@ class MemoryStream:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
-    def expire(self, now_ms: int) -> None:
-        """Remove what is over its time, and leave a marker for each subject of which nothing is left then."""
+    def expire(self, now_ms: int) -> int:
+        """Remove what is over its time, and leave a marker for each subject of which nothing is left then.
+
+        Returns how many messages went.
+        """
         due = []
         while self._deadlines and self._deadlines[0][0] <= now_ms:
             due.append(heapq.heappop(self._deadlines)[1])
-        for sequence in sorted(due):
-            if sequence in self._messages:
-                self._expire_one(sequence, now_ms)
+        gone = [sequence for sequence in sorted(due) if sequence in self._messages]
+        for sequence in gone:
+            self._expire_one(sequence, now_ms)
+        return len(gone)
 
     def _expire_one(self, sequence: int, now_ms: int) -> None:
         message = self._remove(sequence)

@@ -254,6 +254,10 @@ class Bus(Protocol):
 
 # -- store -------------------------------------------------------------------------------------------------------------
 
+class StoreDamaged(ToqueError):
+    """The store cannot be trusted or written any more. The pod sets it aside and reads the journal again."""
+
+
 class Store(Protocol):
     """The folded state of a pod's stations. Only accepted groups are ever applied.
 

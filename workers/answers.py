@@ -32,7 +32,7 @@ from toque._protocol import (
 )
 from toque.errors import ToqueError, Unavailable
 from toque.storage import records as r
-from toque.storage.ports import BusError, Message, NoResponders, Subscription
+from toque.storage.ports import BusError, Message, NoResponders, StoreDamaged, Subscription
 from toque.workers.engine import Engine
 from toque.workers.news import within
 from toque.workers.souschef import refusal
@@ -84,7 +84,7 @@ class Answers:
             return
         try:
             answer = await self._answer(message, json)
-        except (Unavailable, BusError, NoResponders) as error:
+        except (Unavailable, BusError, NoResponders, StoreDamaged) as error:  # of a damaged store the pod ends
             answer = Answer(self._epoch, "retry", str(error))
         except asyncio.CancelledError:
             if not self._station.closed:

@@ -9,7 +9,7 @@ import msgspec
 from toque import _subjects as subjects
 from toque._protocol import LeaseAnswer, LeaseRequest
 from toque.storage.ports import Bus, BusTimeout, Message, NoResponders, Subscription
-from toque.workers.news import within
+from toque.workers.news import listen, within
 from toque.workers.session import Session
 from toque.workers.slots import SPARE_SLOTS, Slots
 
@@ -42,7 +42,7 @@ class Leasing:
 
     async def run(self) -> None:
         """Ask until cancelled."""
-        self._nudges = await self._bus.subscribe(subjects.gatekeeper_nudge(self._account), self._nudged)
+        self._nudges = await listen(self._bus, subjects.gatekeeper_nudge(self._account), self._nudged)
         try:
             while True:
                 self._news.clear()

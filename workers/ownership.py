@@ -21,7 +21,7 @@ from toque.storage.journal import Abandoned, Deposed, JournalHalted, Tail
 from toque.storage.ports import BusError, BusTimeout, Message, NoResponders, Subscription
 from toque.workers.answers import Answers
 from toque.workers.gatekeeper import SWEEP_EVERY_S, Gatekeeper
-from toque.workers.news import within
+from toque.workers.news import listen, within
 from toque.workers.session import end_session
 from toque.workers.spread import spread
 from toque.workers.station import Station
@@ -78,7 +78,7 @@ class Ownership:
 
     async def run(self) -> None:
         """Claim and move until cancelled."""
-        hint = await self._context.bus.subscribe(subjects.released(self._context.account), self._hinted)
+        hint = await listen(self._context.bus, subjects.released(self._context.account), self._hinted)
         try:
             while True:
                 if self._context.session.in_time() and not self.leaving:
@@ -120,7 +120,7 @@ class Ownership:
                 except JournalHalted as error:
                     _log.error("station halted", station=str(station), why=str(error))
                     self._not_before[station] = self._now() + MOVE_AGAIN_S
-            elif held is not None and session != mine and self._may_move(station):
+            elif held is not None and not held.closed and session != mine and self._may_move(station):
                 self._moving[station] = asyncio.get_running_loop().create_task(self._move(held, session))
 
     def _may_move(self, station: StationId) -> bool:
@@ -226,8 +226,9 @@ class Ownership:
         answers = Answers(held)
         self._answers[held.id] = answers
         await held.load(interrupted_by=interrupted_by)
-        await answers.open()
-        if held.id == self._gatekeeper_station():
+        if not held.closed:
+            await answers.open()
+        if not held.closed and held.id == self._gatekeeper_station():
             await self._open_gatekeeper(held)
         if held.closed:  # lost meanwhile: what was opened behind its loss is closed again
             await answers.close()
@@ -325,6 +326,7 @@ class Ownership:
             self._on_gone(held.id)
             await self._close_gatekeeper(held.id)
             await held.close()
+            held.give_back_all()
             await self._forget(held)
 
     def _lost(self, held: Station, error: ToqueError) -> None:
@@ -340,8 +342,10 @@ class Ownership:
         task.add_done_callback(self._dropping.discard)
 
     async def _drop(self, held: Station) -> None:
+        """It is not claimed again before its threads have left: they would be inside beside their next attempt."""
         await self._close_gatekeeper(held.id)
         await held.close()
+        await held.empty()
         await self._forget(held)
 
     async def _forget(self, held: Station) -> None:

@@ -41,6 +41,7 @@ from toque.workers.control import ControlWatch
 from toque.workers.keeper_thread import KeeperThread
 from toque.workers.leasing import Leasing
 from toque.workers.loop_watch import Lag, LoopWatch
+from toque.workers.news import listen
 from toque.workers.ownership import Ownership
 from toque.workers.queue_purge import EVERY_S, QueuePurge
 from toque.workers.queue_reader import QueueReader
@@ -335,7 +336,7 @@ class Pod:
     async def _purge(self) -> None:
         context = self.context
         purge = QueuePurge(context.bus, context.account, owns_first=self._owns_first)
-        heard = await context.bus.subscribe(subjects.queue_positions(context.account), purge.heard)
+        heard = await listen(context.bus, subjects.queue_positions(context.account), purge.heard)
         try:
             while True:
                 await asyncio.sleep(EVERY_S)

@@ -69,6 +69,7 @@ class Station:
         self._at_gate: list[Engine] = []
         self._gate_watched = False  # the next acceptance opens the gate
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lingering: list[Engine] = []  # once closed: those with threads inside
         self.commits = GroupCommit(
             context.journal, context.store, station, tail, may_send=self._session.in_time,
             on_accepted=self._group_accepted, on_lost=self._commits_lost,
@@ -170,7 +171,7 @@ class Station:
         return any(engine.threads_inside for engine in self.engines.values())
 
     async def close(self) -> None:
-        """Leave memory: engines are cut, slots given back. What was pending is dropped."""
+        """Leave memory: engines are cut, slots given back, but those of threads inside. What was pending is dropped."""
         if self.closed:
             return
         self.closed = True
@@ -183,13 +184,28 @@ class Station:
                 timer.cancel()
         for engine in list(self.engines.values()):
             engine.cut()
-            self._release_slot(engine)
+            if engine.threads_inside:
+                self._lingering.append(engine)
+            else:
+                self._release_slot(engine)
         self.engines.clear()
         self.by_id.clear()
         for waiters in self.waiters.values():
             for waiter in waiters:
                 waiter.cancel()
         self.waiters.clear()
+
+    async def empty(self) -> None:
+        """Once closed: wait until no callback is inside any more, and give the last slots back."""
+        while self.inside:
+            await asyncio.sleep(QUIET_POLL_S)
+        self.give_back_all()
+
+    def give_back_all(self) -> None:
+        """Once closed: give the last slots back, whoever is still inside."""
+        for engine in self._lingering:
+            self._release_slot(engine)
+        self._lingering.clear()
 
     def _unfreeze(self) -> None:
         self.frozen = False

@@ -298,8 +298,8 @@ def test_a_released_station_that_is_claimed_twice_was_not_interrupted():
         await world.until(lambda: world.history.entered("one", "s2"), "it is on its way")
         b = await world.start_pod("b", app)
         stopping = asyncio.ensure_future(a.stop())
-        while len(world.records(r.Claim)) < 2:
-            await world.passes(0.0005)
+        while b not in (node for node, _ in world.held(FIRST)):
+            await world.passes(0.0002)
         b.bus.disconnect()
         await world.passes(1)
         b.bus.reconnect()

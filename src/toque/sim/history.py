@@ -30,6 +30,7 @@ class Visit:
     attempt: int
     pod: str
     pid: int
+    session: str  # of the pod, at the entry
     entered_at: float
     left_at: float | None = None
     outcome: str = ""  # "ok", the type of what it raised, or "cut"
@@ -37,6 +38,20 @@ class Visit:
     @property
     def cut(self) -> bool:
         return self.outcome == CUT
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A process that was stopped, and when its session had expired by then or would expire, in virtual time.
+
+    `believes`: its clock stood still as well, so it takes its session for a living one afterwards.
+    """
+
+    pid: int
+    session: str
+    at: float
+    expires_at: float
+    believes: bool
 
 
 class Operations(OpLog):
@@ -59,6 +74,7 @@ class History:
     def __init__(self, *, on_line: Callable[[Entry | Op], None] = lambda line: None) -> None:
         self.entries: list[Visit] = []
         self.ledger: list[Entry] = []
+        self.stops: list[Stop] = []
         self.on_line = on_line
         self.operations = Operations(now_ns, lambda op: self.on_line(op))
 
@@ -73,7 +89,7 @@ class History:
         process = Process.current()
         assert process is not None and process.alive, "a callback ran outside of any living pod"
         visit = Visit(ctx.workflow_name, ctx.instance_id, ctx.name, ctx.count, ctx.attempt, process.name, process.pid,
-                      asyncio.get_running_loop().time())
+                      process.session, asyncio.get_running_loop().time())
         self.entries.append(visit)
         self._write(ENTER, visit, ctx.idempotency_key)
         try:
@@ -95,13 +111,19 @@ class History:
             if visit.pid == process.pid and visit.left_at is None:
                 visit.left_at, visit.outcome = asyncio.get_running_loop().time(), CUT
 
+    def stopped(self, process: Process, *, expires_at: float, believes: bool) -> None:
+        """A process is about to be stopped."""
+        self.mark("stopped", process)
+        self.stops.append(Stop(process.pid, process.session, asyncio.get_running_loop().time(), expires_at, believes))
+
     def mark(self, note: str, process: Process) -> None:
         """Note what became of a process."""
         self._add(Entry(now_ns(), process.pid, MARK, pod=process.name, pid=process.pid, note=note))
 
     def _write(self, kind: str, visit: Visit, token: str, note: str = "") -> None:
-        self._add(Entry(now_ns(), visit.pid, kind, visit.workflow, visit.instance, visit.step, visit.attempt,
-                        visit.pod, visit.pid, token, note))
+        step = visit.step if visit.count == 1 else f"{visit.step}#{visit.count}"
+        self._add(Entry(now_ns(), visit.pid, kind, visit.workflow, visit.instance, step, visit.attempt, visit.pod,
+                        visit.pid, token, note))
 
     def _add(self, entry: Entry) -> None:
         self.ledger.append(entry)

@@ -8,9 +8,12 @@ are delays, drawn from `VirtualLoop.rng`, in the ports (the in-memory bus, execu
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import heapq
 import random
 import selectors
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -23,6 +26,7 @@ T = TypeVar("T")
 
 START_S: Final = 1_000.0  # virtual time at the start: not 0, which means "not yet" in many a field
 EXECUTOR_DELAY_S_MAX: Final = 0.005  # bound of the virtual time before and after a call in an executor
+CANCELLED_MAX: Final = 2_000  # timers that are kept though they will never fire
 THREAD_GRACE_S: Final = 1.0  # of real time: how long a loop with nothing to do waits for other threads' calls
 
 
@@ -49,8 +53,61 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.seed = seed
         self.rng = random.Random(seed)
 
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []  # a heap; those of one time in their order
+        self._timers_made = 0
+        self._timers_cancelled = 0
+
     def time(self) -> float:
         return self._now_s
+
+    # -- the loop itself: what asyncio's does, without looking at sockets each time ------------------------------------
+
+    def call_soon(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]  # less generic
+                  context: contextvars.Context | None = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]  # asyncio's own
+        return handle
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any,  # type: ignore[override]
+                   context: contextvars.Context | None = None) -> asyncio.TimerHandle:
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any,  # type: ignore[override]  # less generic
+                context: contextvars.Context | None = None) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers_made += 1
+        heapq.heappush(self._timers, (when, self._timers_made, timer))
+        timer._scheduled = True  # type: ignore[attr-defined]  # so that it tells its cancellation
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        self._timers_cancelled += 1
+        if self._timers_cancelled > CANCELLED_MAX:
+            self._timers = [timer for timer in self._timers if not timer[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._timers_cancelled = 0
+
+    def _run_once(self) -> None:
+        ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]  # asyncio's own
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            if timers:
+                self._now_s = max(self._now_s, timers[0][0])
+            else:
+                self._process_events(self._selector.select(None))  # type: ignore[attr-defined]
+        while timers and timers[0][0] <= self._now_s:
+            timer = heapq.heappop(timers)[2]
+            if not timer.cancelled():
+                ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.cancelled():
+                self._run_handle(handle)
+
+    def _run_handle(self, handle: asyncio.Handle) -> None:
+        handle._run()
 
     def advance(self, seconds: float) -> None:
         """Move virtual time on. Timers that are due then run in the loop's next round."""
@@ -75,16 +132,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class _VirtualSelector(selectors.BaseSelector):
-    """Asked to wait, moves the loop's clock. Its real selector only carries wake-ups from other threads."""
+    """Asked to wait when nothing is scheduled. Its real selector only carries wake-ups from other threads."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self._real = selectors.DefaultSelector()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is not None:
-            self._loop.advance(timeout)
-            return self._real.select(0)
         grace_s = THREAD_GRACE_S if threading.active_count() > 1 else 0
         events = self._real.select(grace_s)
         if not events:
@@ -128,7 +182,21 @@ class VirtualClock:
         self._loop = loop
         self.skew_s = skew_s
         self.rate = rate
+        self._stands_at: float | None = None
 
     def boottime(self) -> float:
         """Seconds since the host's boot, in virtual time."""
+        if self._stands_at is not None:
+            return self._stands_at
         return self._loop.time() * self.rate + self.skew_s
+
+    def stand(self) -> None:
+        """Stop: the whole machine is stopped, as by its hypervisor."""
+        if self._stands_at is None:
+            self._stands_at = self.boottime()
+
+    def go_on(self) -> None:
+        """Run again from where it stood: it never learns how long that was."""
+        if self._stands_at is not None:
+            stood_at, self._stands_at = self._stands_at, None
+            self.skew_s += stood_at - self.boottime()

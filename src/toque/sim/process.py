@@ -18,6 +18,7 @@ from toque.storage.memory_bus import MemoryBroker, MemoryBus, MemoryFeed, Memory
 from toque.storage.ports import FeedSpec, Message
 
 T = TypeVar("T")
+BURY_S = 1.0
 
 
 class State(Enum):
@@ -34,6 +35,7 @@ class Process:
     def __init__(self, name: str, pid: int = 0) -> None:
         self.name = name
         self.pid = pid
+        self.session = ""  # that it has opened last; kept by whoever runs a pod in it
         self.state = State.RUNNING
         self.tasks: set[asyncio.Task[Any]] = set()  # kept, so that nothing of a dead process is ever collected
         self.buses: list[ProcessBus] = []
@@ -100,8 +102,7 @@ class Process:
         while tasks := self.tasks - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(0)  # from Python 3.12 on gather does not, when all are done: their callbacks come now
+            await asyncio.wait(tasks, timeout=BURY_S)  # who was told twice at once may have heard one of them only
         self.state = State.DEAD
 
 
@@ -139,53 +140,15 @@ def later_in_thread(fn: Callable[..., None], *args: Any) -> None:
         asyncio.get_running_loop().call_later(thread.elapsed_s, fn, *args)
 
 
-class _Guarded:
-    """A callback of a process, as the loop holds it."""
-
-    __slots__ = ("callback", "context", "handle", "process")
-
-    def __init__(self, process: Process, callback: Callable[..., object], context: contextvars.Context | None) -> None:
-        self.process = process
-        self.callback = callback
-        self.context = context
-        self.handle: asyncio.Handle | None = None
-
-    def __call__(self, *args: Any) -> None:
-        if self.process.state is State.RUNNING:
-            self.callback(*args)
-        else:
-            context = contextvars.copy_context()
-            self.process.admit(lambda: self._run_late(context, args))
-
-    def _run_late(self, context: contextvars.Context, args: tuple[Any, ...]) -> None:
-        if self.handle is None or not self.handle.cancelled():
-            (self.context or context).run(self.callback, *args)
-
-
 class ProcessLoop(VirtualLoop):
     """A virtual loop that knows processes; see the module."""
 
-    def call_soon(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]  # less generic
-                  context: contextvars.Context | None = None) -> asyncio.Handle:
-        guarded = _guard(callback, context)
-        handle = super().call_soon(guarded, *args, context=context)
-        return _remember(guarded, handle)
-
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]  # less generic
                              context: contextvars.Context | None = None) -> asyncio.Handle:
         thread = SimulatedThread.current
         if thread is not None and thread.elapsed_s:  # else in the order of the calls, which timers do not keep
             return self.call_later(thread.elapsed_s, callback, *args, context=context)
-        guarded = _guard(callback, context)
-        handle = super().call_soon_threadsafe(guarded, *args, context=context)
-        return _remember(guarded, handle)
-
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any,  # type: ignore[override]
-                context: contextvars.Context | None = None) -> asyncio.TimerHandle:
-        guarded = _guard(callback, context)
-        handle = super().call_at(when, guarded, *args, context=context)
-        _remember(guarded, handle)
-        return handle
+        return super().call_soon_threadsafe(callback, *args, context=context)
 
     def create_task(self, coro: Any, *, name: str | None = None,  # type: ignore[override]  # less generic
                     context: contextvars.Context | None = None) -> asyncio.Task[Any]:
@@ -196,16 +159,12 @@ class ProcessLoop(VirtualLoop):
             task.add_done_callback(process.tasks.discard, context=contextvars.Context())
         return task
 
-
-def _guard(callback: Callable[..., object], context: contextvars.Context | None) -> Callable[..., object]:
-    process = _current.get() if context is None else context.get(_current)
-    return callback if process is None else _Guarded(process, callback, context)
-
-
-def _remember(guarded: Callable[..., object], handle: asyncio.Handle) -> asyncio.Handle:
-    if isinstance(guarded, _Guarded):
-        guarded.handle = handle
-    return handle
+    def _run_handle(self, handle: asyncio.Handle) -> None:
+        process = handle._context.get(_current)  # type: ignore[attr-defined]  # whose it is
+        if process is None or process.state is State.RUNNING:
+            handle._run()
+        else:
+            process.admit(lambda: None if handle.cancelled() else handle._run())
 
 
 class ProcessBus(MemoryBus):
@@ -213,10 +172,10 @@ class ProcessBus(MemoryBus):
 
     def __init__(self, process: Process, broker: MemoryBroker, name: str) -> None:
         super().__init__(broker, name)
-        self._process = process
+        self.process = process
 
     async def subscribe(self, subject: str, handler: Callable[[Message], None]) -> MemorySubscription:
-        return await super().subscribe(subject, lambda message: self._process.call(handler, message))
+        return await super().subscribe(subject, lambda message: self.process.call(handler, message))
 
     async def open_feed(self, spec: FeedSpec, handler: Callable[[Sequence[Message]], None]) -> MemoryFeed:
-        return await super().open_feed(spec, lambda messages: self._process.call(handler, messages))
+        return await super().open_feed(spec, lambda messages: self.process.call(handler, messages))

@@ -72,16 +72,22 @@ class Grouped:
 class World:
     """See the module. One account, whose record is `account`."""
 
-    def __init__(self, seed: int, *, account: AccountRecord | None = None) -> None:
+    def __init__(self, seed: int, *, account: AccountRecord | None = None,
+                 delay_s: tuple[float, float] = (0.0001, 0.002)) -> None:
         self.rng = random.Random(seed)
-        self.broker = MemoryBroker(random.Random(self.rng.getrandbits(64)))
+        self.broker = MemoryBroker(random.Random(self.rng.getrandbits(64)), delay_s=delay_s)
         self.account = account or AccountRecord(name=ACCOUNT, stations=4, ttl_s=TTL_S)
         self.history = History()
         self.nodes: list[PodNode] = []
         self.disks: dict[str, Disk] = {}
         self.expected: tuple[type[BaseException], ...] = ()
         self.errors: list[BaseException] = []
+        self._has_account = False
         self._decoded: dict[int, Grouped] = {}  # by journal sequence
+        self._journaled: dict[str, list[Message]] = {}  # by subject, in order
+        self.broker.on_stored = self._stored
+        self.on_journal: Callable[[Message], None] = lambda message: None
+        self.on_note: Callable[[str], None] = lambda text: None
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(self._failed)
         self._bus = MemoryBus(self.broker, "world")
@@ -93,20 +99,24 @@ class World:
         return App(workflows={workflow_name(flow): flow for flow in flows}, lifespan=None, reference="simulated",
                    files=[])
 
-    async def start_pod(self, name: str, app: App, **options: Any) -> PodNode:
-        """Start a pod on its disk (made at first); options are those of PodNode."""
+    async def start_pod(self, name: str, app: App, *, on_made: Callable[[PodNode], None] = lambda node: None,
+                        **options: Any) -> PodNode:
+        """Start a pod on its disk (made at first); options are those of PodNode. `on_made` gets it before it starts."""
         assert not any(node.name == name and node.alive for node in self.nodes), f"pod {name} runs already"
-        await self.ensure_account()
+        if not self._has_account:
+            await self.ensure_account()
+            self._has_account = True
         node = PodNode(name, app, broker=self.broker, disk=self.disks.setdefault(name, Disk()),
                        rng=random.Random(self.rng.getrandbits(64)), account=self.account.name,
                        on_death=lambda node: self.history.died(node.process), pid=len(self.nodes) + 1, **options)
         self.nodes.append(node)
+        on_made(node)
         await node.start()
         return node
 
-    def client(self) -> Client:
-        """A client on a connection of its own."""
-        return Client(MemoryBus(self.broker, "client"), account=self.account.name,
+    def client(self, bus: MemoryBus | None = None) -> Client:
+        """A client, on a connection of its own if it is given none."""
+        return Client(bus or MemoryBus(self.broker, "client"), account=self.account.name,
                       rng=random.Random(self.rng.getrandbits(64)), now_ms=self.broker.now_ms)
 
     def bus(self) -> MemoryBus:
@@ -121,10 +131,15 @@ class World:
         """`toque accounts set`."""
         await update_account(self._bus, self.account.name, **changes)
 
-    async def publish(self, workflow: str, instance_id: str, body: bytes = b"7", *, nonce: str = "") -> None:
+    async def publish(self, workflow: str, instance_id: str, body: bytes = b"7", *, nonce: str = "",
+                      bus: MemoryBus | None = None) -> None:
         """A creation by plain NATS. Raises what the bus raises."""
         headers = {subjects.NONCE_HEADER: nonce} if nonce else None
-        await self._bus.publish(subjects.create(self.account.name, workflow, instance_id), body, headers)
+        await (bus or self._bus).publish(subjects.create(self.account.name, workflow, instance_id), body, headers)
+
+    def note(self, text: str) -> None:
+        """Something that a trace should show."""
+        self.on_note(text)
 
     # -- what is where -------------------------------------------------------------------------------------------------
 
@@ -160,7 +175,7 @@ class World:
         return found
 
     def journal(self, station: StationId) -> list[Grouped]:
-        """The station's groups as they lie in the journal, past every delay."""
+        """Every group that the journal ever took for the station, past every delay."""
         return [self._decoded.get(message.sequence) or self._decode(message) for message in self.journal_messages(station)]
 
     def _decode(self, message: Message) -> Grouped:
@@ -169,14 +184,26 @@ class World:
         return group
 
     def journal_messages(self, station: StationId) -> list[Message]:
-        return self.broker.stored(subjects.journal_stream(self.account.name),
-                                  subjects.journal(self.account.name, station))
+        return self._journaled.get(subjects.journal(self.account.name, station), [])
+
+    def _stored(self, stream: str, message: Message) -> None:
+        """Every group is kept here: what is trimmed from the stream too."""
+        if stream == subjects.journal_stream(self.account.name):
+            self._journaled.setdefault(message.subject, []).append(message)
+            self.on_journal(message)
 
     def records(self, kind: type[T], station: StationId | None = None) -> list[T]:
         """Every journal record of a kind."""
         places = [station] if station is not None else self.stations()
         return [record for place in places for group in self.journal(place) for record in group.records
                 if isinstance(record, kind)]
+
+    def session_lives(self, session: str) -> bool:
+        """Whether the session's key is there and not ended."""
+        message = self.broker.last_message(subjects.control_stream(self.account.name),
+                                           subjects.control_session(self.account.name, session))
+        record = decode_session(message) if message is not None else None
+        return record is not None and not record.ended
 
     def session_key(self, session: str) -> SessionRecord | None:
         """What a session's key says now; None for an expiry marker."""
@@ -241,6 +268,8 @@ class World:
         """What living pods still have in memory."""
         found: list[str] = []
         for node in self.living:
+            if not node.served:
+                continue
             context = node.pod.context
             counts = {"slots": context.slots.in_use, "callbacks": context.callbacks.inside,
                       "woken": len(context.slots._woken)}

@@ -1,0 +1,94 @@
+"""The simulator's command line: `python -m toque.sim run|sweep|shrink`. See docs/simulator.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from toque.sim import verdicts
+from toque.sim.draw import draw_plan
+from toque.sim.plan import Plan, read_plan, to_json
+from toque.sim.play import play_plan
+from toque.sim.sweep import Result, quiet, shrink, summarise, sweep
+
+OK, VIOLATED, BLIND, USAGE = 0, 1, 3, 2
+SEEDS_FOR_COUNTERS = 200  # a sweep of so many seeds must have seen everything
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 all held, 1 a verdict is broken, 3 a long sweep has not seen what it should, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="toque.sim", description="Plays seeded accounts in virtual time.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="play one plan and judge it")
+    _add_plan(run)
+    run.add_argument("--trace", action="store_true", help="print everything that happened")
+    many = commands.add_parser("sweep", help="play many seeds")
+    many.add_argument("--seeds", type=_seeds, default=range(1, 501), metavar="A-B")
+    many.add_argument("--jobs", type=int, default=2)
+    smaller = commands.add_parser("shrink", help="find the smallest plan that breaks the same")
+    _add_plan(smaller)
+    options = parser.parse_args(arguments)
+    quiet()
+    if options.command == "sweep":
+        return _sweep(options.seeds, options.jobs)
+    try:
+        plan = read_plan(options.plan) if options.plan else draw_plan(options.seed)
+    except (OSError, msgspec.MsgspecError) as error:
+        print(f"{options.plan}: {error}", file=sys.stderr)
+        return USAGE
+    return _run(plan, trace=options.trace) if options.command == "run" else _shrink(plan)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--seed", type=int)
+    which.add_argument("--plan", type=Path, help="a plan as JSON, as `shrink` prints it")
+
+
+def _seeds(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def _run(plan: Plan, *, trace: bool) -> int:
+    print(f"seed {plan.seed}: {plan.knobs}", flush=True)
+    for fault in plan.faults:
+        print(f"  {fault.at_s:8.3f} {fault}")
+    outcome = play_plan(plan)
+    if trace:
+        print("\n".join(outcome.trace))
+    print(f"trace {outcome.digest}, {len(outcome.trace)} lines, {outcome.virtual_s:.1f} s of virtual time")
+    print(verdicts.describe(outcome.verdicts))
+    return VIOLATED if outcome.broken else OK
+
+
+def _sweep(seeds: range, jobs: int) -> int:
+    print(f"seeds {seeds.start} to {seeds.stop - 1}, {jobs} at a time", flush=True)
+    summary = summarise(sweep(seeds, jobs=jobs), _tell)
+    print(f"{summary.seeds} seeds in {summary.seconds:.0f} s, {len(summary.failed)} failed")
+    for what, count in sorted(summary.counts.items()):
+        print(f"  {count:8} {what}")
+    unseen = summary.unseen
+    if unseen:
+        print(f"not seen in this sweep: {', '.join(unseen)}")
+    if summary.failed:
+        return VIOLATED
+    return BLIND if unseen and summary.seeds >= SEEDS_FOR_COUNTERS else OK
+
+
+def _tell(result: Result) -> None:
+    print(f"seed {result.seed} broke {', '.join(result.broken)}; repeat: python -m toque.sim run --seed {result.seed} "
+          f"--trace\n{result.told}", flush=True)
+
+
+def _shrink(plan: Plan) -> int:
+    smallest = shrink(plan, on_step=lambda found: print(f"{len(found.faults)} faults still break it", file=sys.stderr))
+    print(to_json(smallest).decode(), end="")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
