@@ -11,11 +11,15 @@ Tables and keys (all begin with the station's 4 bytes; numbers are big-endian, s
     leases    session   → LeaseRow
     queue     workflow  → committed position
     counts    workflow, 0, status → number of instances
+    snapshots           → [SnapshotRow]          the newest counting ones, oldest first
+    sizes               → bytes of the journal up to the position
+
+The numbers of the tables are part of the snapshots' format: new ones are only ever added at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -23,15 +27,19 @@ import msgspec
 from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage import records as r
+from toque.storage.ports import StoredRow
 
-POSITION, ROWS, HISTORY, IDS, LIVE, TIMERS, LEASES, QUEUE, COUNTS = range(9)
-TABLES = ("position", "rows", "history", "ids", "live", "timers", "leases", "queue", "counts")
+POSITION, ROWS, HISTORY, IDS, LIVE, TIMERS, LEASES, QUEUE, COUNTS, SNAPSHOTS, SIZES = range(11)
+TABLES = ("position", "rows", "history", "ids", "live", "timers", "leases", "queue", "counts", "snapshots", "sizes")
+SNAPSHOTS_KEPT = 3  # counting ones, whose objects are kept
+GROUP_OVERHEAD_BYTES = 160  # about: what a journal message takes beside its records
 
 INTERRUPTED_TYPE = "toque.Interrupted"  # failure type of an attempt that was interrupted too often
 
 _encode = msgspec.msgpack.Encoder().encode
 _row_decoder = msgspec.msgpack.Decoder(r.InstanceRow)
 _position_decoder = msgspec.msgpack.Decoder(r.Position)
+_snapshots_decoder = msgspec.msgpack.Decoder(list[r.SnapshotRow])
 
 Writes = tuple[dict[bytes, bytes | None], ...]  # per table: key → new value, or None to delete
 
@@ -79,6 +87,10 @@ def decode_position(data: bytes) -> r.Position:
     return _position_decoder.decode(data)
 
 
+def decode_snapshots(data: bytes) -> list[r.SnapshotRow]:
+    return _snapshots_decoder.decode(data)
+
+
 class FoldBatch:
     """Collects the writes of several groups, to be stored in one transaction."""
 
@@ -88,6 +100,7 @@ class FoldBatch:
         self._history: dict[bytes, list[bytes]] = {}
         self._counts: dict[bytes, int] = {}
         self._sequences: dict[bytes, int] = {}
+        self._sizes: dict[bytes, int] = {}
         self.writes: Writes = tuple({} for _ in TABLES)
 
     def apply(self, group: r.Group) -> None:
@@ -97,10 +110,11 @@ class FoldBatch:
             return
         self._sequences[station] = group.position.sequence
         self.writes[POSITION][station] = _encode(group.position)
+        self._sizes[station] = self._size(station) + sum(map(len, group.encoded)) + GROUP_OVERHEAD_BYTES
         tails: dict[int, list[bytes]] = {}  # of this group: serial → its records so far
         for record, encoded in zip(group.records, group.encoded, strict=True):
             if record.serial == 0:
-                self._apply_station(station, record)
+                self._apply_station(station, record, group.position)
             elif self._apply_instance(station, record):
                 tail = tails.get(record.serial)
                 if tail is None:
@@ -118,6 +132,8 @@ class FoldBatch:
             history[key] = r.join_records(encoded)
         for key, count in self._counts.items():
             counts[key] = count.to_bytes(8, "big")
+        for station, size in self._sizes.items():
+            self.writes[SIZES][station] = size.to_bytes(8, "big")
         return self.writes
 
     def _sequence(self, station: bytes) -> int:
@@ -126,6 +142,13 @@ class FoldBatch:
             data = self._lookup.get(POSITION, station)
             known = decode_position(data).sequence if data else 0
             self._sequences[station] = known
+        return known
+
+    def _size(self, station: bytes) -> int:
+        known = self._sizes.get(station)
+        if known is None:
+            data = self._lookup.get(SIZES, station)
+            known = int.from_bytes(data, "big") if data else 0
         return known
 
     def _row(self, key: bytes) -> r.InstanceRow | None:
@@ -137,7 +160,7 @@ class FoldBatch:
             row = self._rows[key] = decode_row(data)
         return row
 
-    def _apply_station(self, station: bytes, record: r.Record) -> None:
+    def _apply_station(self, station: bytes, record: r.Record, position: r.Position) -> None:
         match record:
             case r.Lease():
                 lease = r.LeaseRow(record.number, record.slots)
@@ -146,8 +169,17 @@ class FoldBatch:
                 self.writes[LEASES][station + record.session.encode()] = None
             case r.Parked():
                 self._advance_queue(station, record.workflow, record.queue_sequence)
+            case r.Snapshot():
+                self._count_snapshot(station, record, position)
             case _:
                 pass
+
+    def _count_snapshot(self, station: bytes, record: r.Snapshot, position: r.Position) -> None:
+        table = self.writes[SNAPSHOTS]
+        data = table.get(station) or self._lookup.get(SNAPSHOTS, station)
+        rows = decode_snapshots(data) if data else []
+        rows.append(r.SnapshotRow(record, position, r.next_covered(record, position)))
+        table[station] = _encode(rows[-SNAPSHOTS_KEPT:])
 
     def _apply_instance(self, station: bytes, record: r.Record) -> bool:
         """True when the record is new (protocol rule 4) and belongs to the history."""
@@ -260,6 +292,17 @@ def _progress(row: r.InstanceRow, finished: str) -> None:
 def _forget_timer(row: r.InstanceRow, step: str) -> None:
     if step in row.timers:
         row.timers = {key: due for key, due in row.timers.items() if key != step}
+
+
+def load_writes(station: StationId, rows: Sequence[StoredRow], position: r.Position | None) -> Writes:
+    """The writes that put a snapshot's rows in their place; the position only with the last ones."""
+    prefix = station_key(station)
+    writes: Writes = tuple({} for _ in TABLES)
+    for row in rows:
+        writes[row.table][prefix + row.key] = row.value
+    if position is not None:
+        writes[POSITION][prefix] = _encode(position)
+    return writes
 
 
 def merge(before: Mapping[bytes, bytes], writes: Mapping[bytes, bytes | None]) -> dict[bytes, bytes]:

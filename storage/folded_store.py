@@ -91,6 +91,14 @@ class FoldedReaders:
         data = self._tables.get(fold.QUEUE, fold.station_key(station) + workflow.encode())
         return int.from_bytes(data, "big") if data else 0
 
+    def snapshots(self, station: StationId) -> list[r.SnapshotRow]:
+        data = self._tables.get(fold.SNAPSHOTS, fold.station_key(station))
+        return fold.decode_snapshots(data) if data else []
+
+    def journal_bytes(self, station: StationId) -> int:
+        data = self._tables.get(fold.SIZES, fold.station_key(station))
+        return int.from_bytes(data, "big") if data else 0
+
     def leases(self, station: StationId) -> dict[str, r.LeaseRow]:
         prefix = fold.station_key(station)
         return {

@@ -8,7 +8,8 @@ Anything else (time-outs, refusals, a write-dead stream) is answered by sending 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
@@ -18,7 +19,7 @@ from toque._logging import get_logger
 from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage.ports import Bus, BusError, BusTimeout, FeedSpec, Message, NoResponders
-from toque.storage.records import Claim, Group, GroupHeader, Position, Released, crc_of, decode_records
+from toque.storage.records import Claim, Group, GroupHeader, Position, Released, Snapshot, crc_of, decode_records
 
 RESEND_AFTER_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 APPEND_TIMEOUT_S = 2.0
@@ -33,6 +34,26 @@ class Deposed(ToqueError):
 
 class JournalHalted(ToqueError):
     """The journal holds something that cannot follow from what we know. Nobody may go on without an operator."""
+
+
+class JournalGap(JournalHalted):
+    """Groups are missing between what was read and what comes next: they were trimmed, or lost."""
+
+
+class JournalBehind(JournalHalted):
+    """The journal ends before a group that was accepted once: the broker lost it (protocol rule 27)."""
+
+    def __init__(self, station: StationId, tail: Tail | None, known: Position) -> None:
+        end = tail.position.header.group if tail else 0
+        self.station = station
+        self.first, self.last = end + 1, known.header.group
+        lost = (f"groups {self.first} to {self.last} ({self.last - end}) are missing" if self.last > end else
+                f"its group {end} stands at sequence {tail.position.sequence if tail else 0}, below one that was used")
+        super().__init__(
+            f"station {station}: the journal ends at group {end}, and this pod's store holds its groups up to "
+            f"{self.last} (epoch {known.header.epoch}, sequence {known.sequence}): {lost}. Was the broker restored from "
+            f"an older disk? Give it the newer one back. To go on without what is missing, stop the pods and delete "
+            f"their --data directories")
 
 
 class Abandoned(ToqueError):
@@ -54,6 +75,7 @@ class Journal:
         self._bus = bus
         self._account = account
         self._stream = subjects.journal_stream(account)
+        self._behind: dict[StationId, JournalBehind] = {}
         self._troubles: dict[StationId, str] = {}  # by station with an append under way that does not get through
 
     @property
@@ -78,6 +100,40 @@ class Journal:
         """Whether the journal still has this very group at this sequence."""
         message = await self._bus.message_at(self._stream, position.sequence)
         return message is not None and message.header(subjects.GROUP_HEADER) == position.header.text()
+
+    async def check_reaches(self, station: StationId, known: Position | None, tail: Tail | None) -> None:
+        """Whether the journal still ends at or behind a group known as accepted (protocol rule 27).
+
+        Raises JournalBehind; from then on until it holds that very group again, for others who do not know of it may go
+        on over the loss.
+        """
+        if known is None:
+            return
+        if tail is None or tail.position.sequence < known.sequence \
+                or tail.position.header.group < known.header.group:
+            self._behind[station] = JournalBehind(station, tail, known)
+        elif station in self._behind and await self.holds(known):
+            del self._behind[station]
+        if station in self._behind:
+            raise self._behind[station]
+
+    async def trimmed(self, position: Position) -> bool:
+        """Whether the journal's front lies behind this place."""
+        info = await self._bus.stream_info(self._stream)
+        return position.sequence < info.first_sequence
+
+    async def counting(self, station: StationId, name: str, *, after: int, until: int) -> Snapshot | None:
+        """The record by which the snapshot `name` counts, looked for behind the sequence `after`."""
+        epoch = 0
+        async with aclosing(self._messages(station, after, until)) as messages:
+            async for message in messages:
+                if header_of(message).epoch < epoch:
+                    continue
+                epoch = header_of(message).epoch
+                for record in decode_group(message):
+                    if isinstance(record, Snapshot) and record.name == name:
+                        return record
+        return None
 
     async def append(self, station: StationId, header: GroupHeader, body: bytes, *, expected: int,
                      may_send: Callable[[], bool]) -> int:
@@ -134,17 +190,26 @@ class Journal:
         raise JournalHalted(f"station {station}: group {header.text()!r} was refused, and the journal's tail is "
                             f"{found!r}, which does not follow from it")
 
-    async def read(self, station: StationId, *, after: Position | None, until: int) -> AsyncIterator[Group]:
+    async def read(self, station: StationId, *, after: Position | None, until: int) -> AsyncGenerator[Group, None]:
         """The accepted groups behind `after`, up to and with the sequence `until`, in order.
 
-        Groups of an epoch below one already seen are ignored (protocol rule 1). Raises JournalHalted at a gap in the
-        group numbers or a damaged group.
+        Groups of an epoch below one already seen are ignored (protocol rule 1). Raises JournalGap at a gap in the group
+        numbers, JournalHalted for a damaged group.
         """
-        arrived: asyncio.Queue[Sequence[Message]] = asyncio.Queue()
         chain = after
-        done = after.sequence if after else 0
-        if done >= until:
+        async with aclosing(self._messages(station, after.sequence if after else 0, until)) as messages:
+            async for message in messages:
+                group = _next_group(station, chain, message)
+                if group is not None:
+                    chain = group.position
+                    yield group
+
+    async def _messages(self, station: StationId, after: int, until: int) -> AsyncGenerator[Message, None]:
+        """The station's messages behind the sequence `after`, up to and with `until`."""
+        if after >= until:
             return
+        arrived: asyncio.Queue[Sequence[Message]] = asyncio.Queue()
+        done = after
         feed = await self._bus.open_feed(
             FeedSpec(stream=self._stream, filters=(subjects.journal(self._account, station),),
                      start_sequence=done + 1, name=f"restore-{station.generation}-{station.number}"),
@@ -158,10 +223,7 @@ class Journal:
                 for message in messages:
                     if done < message.sequence <= until:
                         done = message.sequence
-                        group = _next_group(station, chain, message)
-                        if group is not None:
-                            chain = group.position
-                            yield group
+                        yield message
         finally:
             await feed.close()
 
@@ -202,7 +264,7 @@ def _next_group(station: StationId, chain: Position | None, message: Message) ->
     if chain is not None and header.epoch < chain.header.epoch:
         return None
     if header.group != (chain.header.group + 1 if chain else 1):
-        raise JournalHalted(f"station {station}: group {header.group} at sequence {message.sequence} follows group "
-                            f"{chain.header.group if chain else 0}")
+        raise JournalGap(f"station {station}: group {header.group} at sequence {message.sequence} follows group "
+                         f"{chain.header.group if chain else 0}")
     records = decode_group(message)
     return Group(station, Position(message.sequence, header), records)  # type: ignore[arg-type]  # decoded as such

@@ -14,8 +14,9 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import lmdb
 import msgspec
@@ -24,11 +25,13 @@ from toque._subjects import StationId
 from toque.errors import SetupError, ToqueError
 from toque.storage import fold
 from toque.storage.folded_store import FoldedReaders
-from toque.storage.ports import StoreDamaged
-from toque.storage.records import FORMAT, Group
+from toque.storage.ports import StoreDamaged, StoredRow
+from toque.storage.records import FORMAT, Group, Position
+from toque.storage.snapshot_format import ChunkWriter
 
 MAP_BYTES = 256 << 30  # address space, not disk
 GROUPS_PER_TRANSACTION = 64
+DROPS_PER_TRANSACTION = 10_000
 _META = b"meta"
 _IDENTITY = b"identity"
 
@@ -84,11 +87,37 @@ class LmdbTables:
                             transaction.delete(key, db=database)
 
     def drop(self, prefix: bytes) -> None:
+        """The position goes first, so that nothing is believed of what a kill leaves behind."""
+        for database in self._databases:
+            while self._drop_some(database, prefix) == DROPS_PER_TRANSACTION:
+                pass
+
+    def _drop_some(self, database: Any, prefix: bytes) -> int:
+        dropped = 0
         with self._environment.begin(write=True) as transaction:
-            for database in self._databases:
-                cursor = transaction.cursor(database)
-                while cursor.set_range(prefix) and cursor.key().startswith(prefix):
-                    cursor.delete()
+            cursor = transaction.cursor(database)
+            found = cursor.set_range(prefix)
+            while found and dropped < DROPS_PER_TRANSACTION and cursor.key().startswith(prefix):
+                found = cursor.delete()  # and stands on the next one then
+                dropped += 1
+        return dropped
+
+    def export(self, transaction: lmdb.Transaction[bytes], prefix: bytes) -> Iterator[StoredRow]:
+        """Every row but the position, as the transaction sees them."""
+        for number, database in enumerate(self._databases):
+            if number == fold.POSITION:
+                continue
+            with transaction.cursor(database) as cursor:
+                if not cursor.set_range(prefix):
+                    continue
+                for key, sealed in cursor:
+                    if not key.startswith(prefix):
+                        break
+                    yield StoredRow(number, key[len(prefix):], _unseal(key, sealed))
+
+    def get_in(self, transaction: lmdb.Transaction[bytes], table: int, key: bytes) -> bytes | None:
+        sealed = transaction.get(key, db=self._databases[table])
+        return _unseal(key, sealed) if sealed is not None else None
 
 
 class _WatchedTables:
@@ -175,6 +204,51 @@ def open_environment(directory: Path, account: str, pod: str) -> tuple[lmdb.Envi
     raise SetupError(f"{directory} cannot hold a store: see the disk's free space and rights")
 
 
+class LmdbExport:
+    """See `toque.storage.ports.Export`. One step at a time: a transaction must not end under a thread that reads in it."""
+
+    def __init__(self, transaction: lmdb.Transaction[bytes], chunks: ChunkWriter, journal_bytes: int, *,
+                 failed: Callable[[Exception], None], closed: Callable[[LmdbExport], None]) -> None:
+        self.position = chunks.position
+        self.journal_bytes = journal_bytes
+        self._transaction = transaction
+        self._chunks = chunks
+        self._failed = failed
+        self._on_close = closed
+        self._step = threading.Lock()
+        self._closed = False
+
+    @property
+    def rows(self) -> int:
+        return self._chunks.rows
+
+    async def next(self) -> bytes:
+        try:
+            return await asyncio.to_thread(self._next)
+        except (lmdb.Error, StoreDamaged) as error:
+            self._failed(error)
+            raise
+
+    def _next(self) -> bytes:
+        with self._step:
+            return b"" if self._closed else self._chunks.next()
+
+    def close(self) -> None:
+        with self._step:
+            if not self._closed:
+                self._closed = True
+                self._chunks.close()
+                self._transaction.abort()
+                self._on_close(self)
+
+
+class _Job(NamedTuple):
+    """Something that the writer thread does between two groups."""
+
+    act: Callable[[], None]
+    done: asyncio.Future[None]
+
+
 class LmdbStore(FoldedReaders):
     """See `toque.storage.ports.Store`. `on_damage` is called once, in the loop, when writing or reading failed."""
 
@@ -187,8 +261,8 @@ class LmdbStore(FoldedReaders):
         self._account, self._pod = account, pod
         self._on_damage = on_damage
         self._damaged = False
-        self._queue: queue.SimpleQueue[tuple[Group, Callable[[], None] | None] | asyncio.Future[None] | None]
-        self._queue = queue.SimpleQueue()
+        self._exports: set[LmdbExport] = set()
+        self._queue: queue.SimpleQueue[tuple[Group, Callable[[], None] | None] | _Job | None] = queue.SimpleQueue()
         self._since: deque[float] = deque()
         self._thread = threading.Thread(target=self._write, name="toque-store", daemon=True)
         self._thread.start()
@@ -198,8 +272,12 @@ class LmdbStore(FoldedReaders):
         self._queue.put((group, on_folded))
 
     async def flush(self) -> None:
+        await self._do(lambda: None)
+
+    async def _do(self, act: Callable[[], None]) -> None:
+        """In the writer thread, after everything applied so far. Never returns once the store is damaged."""
         done: asyncio.Future[None] = self._loop.create_future()
-        self._queue.put(done)
+        self._queue.put(_Job(act, done))
         await done
 
     @property
@@ -209,10 +287,36 @@ class LmdbStore(FoldedReaders):
         except IndexError:  # nothing waits; asked in one step, for the writer thread takes from the other end
             return 0.0
 
-    def drop(self, station: StationId) -> None:
-        self.tables.drop(fold.station_key(station))
+    async def drop(self, station: StationId) -> None:
+        await self._do(lambda: self.tables.drop(fold.station_key(station)))
+
+    async def load(self, station: StationId, rows: Sequence[StoredRow], position: Position | None = None) -> None:
+        writes = fold.load_writes(station, rows, position)
+        await self._do(lambda: self.tables.write(writes))
+
+    def export(self, station: StationId, chunk_bytes: int) -> LmdbExport | None:
+        prefix = fold.station_key(station)
+        transaction = self._environment.begin()
+        try:
+            position = self.tables.get_in(transaction, fold.POSITION, prefix)
+            size = self.tables.get_in(transaction, fold.SIZES, prefix)
+        except (lmdb.Error, StoreDamaged) as error:
+            transaction.abort()
+            self._fail(error)
+            raise
+        if position is None:
+            transaction.abort()
+            return None
+        rows = self.tables.export(transaction, prefix)
+        chunks = ChunkWriter(station, fold.decode_position(position), rows, chunk_bytes)
+        export = LmdbExport(transaction, chunks, int.from_bytes(size or b"", "big"), failed=self._fail,
+                            closed=self._exports.discard)
+        self._exports.add(export)
+        return export
 
     def close(self) -> None:
+        for export in list(self._exports):
+            export.close()
         self._queue.put(None)
         self._thread.join()
         if not self._damaged:
@@ -229,8 +333,9 @@ class LmdbStore(FoldedReaders):
     def _write(self) -> None:
         while (item := self._queue.get()) is not None:
             try:
-                if isinstance(item, asyncio.Future):
-                    self._loop.call_soon_threadsafe(_resolve, item)
+                if isinstance(item, _Job):
+                    item.act()
+                    self._loop.call_soon_threadsafe(_resolve, item.done)
                 else:
                     self._fold(item)
             except (lmdb.Error, ToqueError, OSError, msgspec.MsgspecError) as error:
@@ -239,7 +344,7 @@ class LmdbStore(FoldedReaders):
 
     def _fold(self, first: tuple[Group, Callable[[], None] | None]) -> None:
         groups = [first]
-        tail: asyncio.Future[None] | None = None
+        tail: _Job | None = None
         stop = False
         while len(groups) < GROUPS_PER_TRANSACTION and tail is None and not stop:
             try:
@@ -249,7 +354,7 @@ class LmdbStore(FoldedReaders):
             if item is None:
                 self._queue.put(None)
                 stop = True
-            elif isinstance(item, asyncio.Future):
+            elif isinstance(item, _Job):
                 tail = item
             else:
                 groups.append(item)
@@ -260,10 +365,11 @@ class LmdbStore(FoldedReaders):
         for _ in groups:
             self._since.popleft()
         callbacks = [on_folded for _, on_folded in groups if on_folded is not None]
-        if tail is not None:
-            callbacks.append(lambda: _resolve(tail))
         if callbacks:
             self._loop.call_soon_threadsafe(_call_all, callbacks)
+        if tail is not None:
+            tail.act()
+            self._loop.call_soon_threadsafe(_resolve, tail.done)
 
     def _fail(self, error: Exception) -> None:
         """The environment is not closed as a clean one; what waits for a fold is woken by the damage report."""

@@ -371,7 +371,7 @@ class MemoryBroker:
         return StreamInfo(
             created=stream.created, messages=len(stream), first_sequence=stream.first_sequence,
             last_sequence=stream.last_sequence, server_time_ms=self.now_ms(), config=as_reported(stream.config),
-            subjects=stream.counts(subjects_filter) if subjects_filter else {})
+            subjects=stream.counts(subjects_filter) if subjects_filter else {}, stored_bytes=stream.bytes)
 
     def create_stream(self, config: StreamConfig) -> None:
         """Raises BusError for another configuration under the name, and for subjects of another stream."""

@@ -126,6 +126,7 @@ class MemoryFeed:
 
     def __init__(self, bus: MemoryBus, broker: MemoryBroker, spec: FeedSpec,
                  handler: Callable[[Sequence[Message]], None]) -> None:
+        assert spec.filters, "a feed needs a subject filter"
         self.spec = spec
         self._bus = bus
         self._broker = broker

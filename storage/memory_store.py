@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -13,8 +13,9 @@ from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage import fold
 from toque.storage.folded_store import FoldedReaders
-from toque.storage.ports import StoreDamaged
-from toque.storage.records import Group
+from toque.storage.ports import StoreDamaged, StoredRow
+from toque.storage.records import Group, Position
+from toque.storage.snapshot_format import ChunkWriter
 
 
 class MemoryTables:
@@ -73,10 +74,40 @@ class MemoryTables:
                 self.tables[table] = fold.merge(self.tables[table], changes)
                 self._sorted[table] = None
 
+    def export(self, prefix: bytes) -> Iterator[StoredRow]:
+        """Every row but the position, as they are now: writes replace a table as a whole."""
+        tables = list(self.tables)
+        if self.rotten:
+            raise StoreDamaged("a value of the local store fails its CRC")
+        return (StoredRow(number, key[len(prefix):], rows[key])
+                for number, rows in enumerate(tables) if number != fold.POSITION
+                for key in sorted(rows) if key.startswith(prefix))
+
     def drop(self, prefix: bytes) -> None:
         for table, rows in enumerate(self.tables):
             self.tables[table] = {key: value for key, value in rows.items() if not key.startswith(prefix)}
             self._sorted[table] = None
+
+
+class MemoryExport:
+    """See `toque.storage.ports.Export`."""
+
+    def __init__(self, chunks: ChunkWriter, journal_bytes: int, delay_s: float) -> None:
+        self.position = chunks.position
+        self.journal_bytes = journal_bytes
+        self._chunks = chunks
+        self._delay_s = delay_s
+
+    @property
+    def rows(self) -> int:
+        return self._chunks.rows
+
+    async def next(self) -> bytes:
+        await asyncio.sleep(self._delay_s)
+        return self._chunks.next()
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class _WatchedTables:
@@ -132,8 +163,20 @@ class MemoryStore(FoldedReaders):
     def lag_s(self) -> float:
         return asyncio.get_running_loop().time() - self._waiting[0][0] if self._waiting else 0.0
 
-    def drop(self, station: StationId) -> None:
+    async def drop(self, station: StationId) -> None:
         self.tables.drop(fold.station_key(station))
+        await asyncio.sleep(self._delay_s)
+
+    def export(self, station: StationId, chunk_bytes: int) -> MemoryExport | None:
+        position = self.position(station)
+        if position is None:
+            return None
+        chunks = ChunkWriter(station, position, self.tables.export(fold.station_key(station)), chunk_bytes)
+        return MemoryExport(chunks, self.journal_bytes(station), self._delay_s)
+
+    async def load(self, station: StationId, rows: Sequence[StoredRow], position: Position | None = None) -> None:
+        self.tables.write(fold.load_writes(station, rows, position))
+        await asyncio.sleep(self._delay_s)
 
     def close(self) -> None:
         if self._waiting:

@@ -42,6 +42,7 @@ class Answer(msgspec.Struct, kw_only=True):
 
 class _State(msgspec.Struct):
     messages: int = 0
+    bytes: int = 0
     first_seq: int = 0
     last_seq: int = 0
     subjects: dict[str, int] | None = None
@@ -135,7 +136,7 @@ class Streams:
             subjects.update(page)
         state = info.state
         return StreamInfo(info.created, state.messages, state.first_seq, state.last_seq, to_ms(info.ts), info.config,
-                          subjects)
+                          subjects, state.bytes)
 
     async def ensure(self, config: StreamConfig) -> None:
         """Make the stream unless one of that name exists."""

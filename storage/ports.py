@@ -15,7 +15,7 @@ from toque.errors import BrokerUnavailable, ToqueError
 
 if TYPE_CHECKING:
     from toque._subjects import StationId
-    from toque.storage.records import Group, InstanceRow, LeaseRow, Position, Record
+    from toque.storage.records import Group, InstanceRow, LeaseRow, Position, Record, SnapshotRow
 
 Headers = Mapping[str, str]
 BATCH_MESSAGES_MAX = 1_000  # of one atomic batch; the server's limit
@@ -135,6 +135,7 @@ class StreamInfo(NamedTuple):
     server_time_ms: int
     config: Mapping[str, Any]  # as the server reports it
     subjects: Mapping[str, int]  # message counts, when a subjects filter was given
+    stored_bytes: int = 0  # that its messages take on the server's disk
 
 
 class FeedSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,6 +259,41 @@ class StoreDamaged(ToqueError):
     """The store cannot be trusted or written any more. The pod sets it aside and reads the journal again."""
 
 
+class StoredRow(NamedTuple):
+    """One row of a table of the folded state; `key` without the station's part."""
+
+    table: int
+    key: bytes
+    value: bytes
+
+
+class Export(Protocol):
+    """One station's folded state, read out of one read transaction; see `toque.storage.snapshot_format`."""
+
+    @property
+    def position(self) -> Position:
+        """Where in the journal the state stands."""
+        ...
+
+    @property
+    def journal_bytes(self) -> int:
+        """Bytes of the station's journal up to there."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Rows read so far."""
+        ...
+
+    async def next(self) -> bytes:
+        """The next chunk, read in a worker thread; empty when there is no more."""
+        ...
+
+    def close(self) -> None:
+        """End the transaction. Idempotent."""
+        ...
+
+
 class Store(Protocol):
     """The folded state of a pod's stations. Only accepted groups are ever applied.
 
@@ -283,8 +319,27 @@ class Store(Protocol):
         """Where in the journal the folded state of the station stands; None = nothing known."""
         ...
 
-    def drop(self, station: StationId) -> None:
-        """Forget everything of a station. Call only with nothing of it left to fold."""
+    async def drop(self, station: StationId) -> None:
+        """Forget everything of a station, its position first. Call only with nothing of it left to fold."""
+        ...
+
+    def export(self, station: StationId, chunk_bytes: int) -> Export | None:
+        """Begin to read out everything of a station, cut into chunks. None = nothing is known of it."""
+        ...
+
+    async def load(self, station: StationId, rows: Sequence[StoredRow], position: Position | None = None) -> None:
+        """Put rows of a snapshot in place of a dropped station's.
+
+        The last call gives the position. Killed before it, the station has none, so that nothing of it is believed.
+        """
+        ...
+
+    def snapshots(self, station: StationId) -> list[SnapshotRow]:
+        """The newest counting snapshots, oldest first."""
+        ...
+
+    def journal_bytes(self, station: StationId) -> int:
+        """Bytes of the station's whole journal up to its position, trimmed ones too."""
         ...
 
     def find(self, station: StationId, workflow: str, instance_id: str) -> int | None:

@@ -216,9 +216,46 @@ class Parked(Record, tag=24, frozen=True):
     reason: str
 
 
+class GroupHeader(msgspec.Struct, frozen=True):
+    """The chain of a station: who wrote this group, and which one it is. Text form: "epoch session group crc"."""
+
+    epoch: int
+    session: str
+    group: int
+    crc: int
+
+    def text(self) -> str:
+        return f"{self.epoch} {self.session} {self.group} {self.crc:08x}"
+
+    @classmethod
+    def parse(cls, text: str) -> GroupHeader:
+        """Raises ValueError for any other text."""
+        epoch, session, group, crc = text.split(" ")
+        return cls(int(epoch), session, int(group), int(crc, 16))
+
+
+class Position(msgspec.Struct, array_like=True, frozen=True):
+    """A place in a station's journal: the message's sequence and its header."""
+
+    sequence: int
+    header: GroupHeader
+
+
+class Snapshot(Record, tag=25, frozen=True):
+    """The snapshot object `name` counts from here on: the station's state at `position`, whole in the object stream."""
+
+    name: str
+    position: Position
+    crc: int  # of all its bytes
+    size_bytes: int
+    chunks: int
+    rows: int
+    journal_bytes: int  # of the station's journal up to its position
+
+
 AnyRecord = (
     Admitted | StepDone | AttemptFailed | StepFailed | SleepStarted | SleepDone | Waiting | Interrupted | Woken | Ended
-    | Blocked | StepCancelled | Claim | Released | Lease | LeaseEnded | Parked
+    | Blocked | StepCancelled | Claim | Released | Lease | LeaseEnded | Parked | Snapshot
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -243,33 +280,8 @@ def decode_records(body: bytes) -> list[Record]:
     return _records_decoder.decode(body)  # type: ignore[return-value]  # each member of the union is a Record
 
 
-class GroupHeader(msgspec.Struct, frozen=True):
-    """The chain of a station: who wrote this group, and which one it is. Text form: "epoch session group crc"."""
-
-    epoch: int
-    session: str
-    group: int
-    crc: int
-
-    def text(self) -> str:
-        return f"{self.epoch} {self.session} {self.group} {self.crc:08x}"
-
-    @classmethod
-    def parse(cls, text: str) -> GroupHeader:
-        """Raises ValueError for any other text."""
-        epoch, session, group, crc = text.split(" ")
-        return cls(int(epoch), session, int(group), int(crc, 16))
-
-
 def crc_of(body: bytes) -> int:
     return zlib.crc32(body)
-
-
-class Position(msgspec.Struct, array_like=True, frozen=True):
-    """A place in a station's journal: the message's sequence and its header."""
-
-    sequence: int
-    header: GroupHeader
 
 
 class Group:
@@ -314,3 +326,18 @@ class LeaseRow(msgspec.Struct, array_like=True, frozen=True):
 
     number: int
     slots: int
+
+
+class SnapshotRow(msgspec.Struct, array_like=True, frozen=True):
+    """A counting snapshot, as folded from its record."""
+
+    record: Snapshot
+    recorded: Position  # of the group that holds the record
+    covers: int  # the journal sequence up to which it stands for the station: at least its position
+
+
+def next_covered(record: Snapshot, recorded: Position) -> int:
+    """Nothing of the station lies between a group and the next one, so the stretch before that is covered too."""
+    if record.position.header.group + 1 == recorded.header.group:
+        return recorded.sequence - 1
+    return record.position.sequence

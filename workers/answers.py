@@ -25,6 +25,8 @@ from toque._protocol import (
     ListPage,
     ListRequest,
     QueueView,
+    RestoredView,
+    SnapshotView,
     StationView,
     StepView,
     encode,
@@ -268,7 +270,20 @@ class Answers:
         header = station.commits.tail.header
         view = StationView(str(station.id), context.pod, context.session.id, header.epoch, header.group, live,
                            len(station.engines), station.commits.tail.sequence, station.restored_ms, queues)
+        self._add_journal(view)
         return self._value(view, json)
+
+    def _add_journal(self, view: StationView) -> None:
+        station, store = self._station, self._context.store
+        taken = [row.record for row in store.snapshots(station.id)]
+        needed = taken[-2] if len(taken) > 1 else None
+        view.journal_groups = view.group - (needed.position.header.group if needed else 0)
+        view.journal_bytes = store.journal_bytes(station.id) - (needed.journal_bytes if needed else 0)
+        view.snapshots = [SnapshotView(record.name, record.position.header.group, record.position.sequence,
+                                       record.size_bytes, record.rows, record.at) for record in taken]
+        restored = station.restored
+        view.restored = RestoredView(restored.source, restored.snapshot, restored.rows, restored.groups,
+                                     station.restored_ms)
 
     # -- views ---------------------------------------------------------------------------------------------------------
 

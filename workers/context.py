@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from toque.storage.journal import Journal
 from toque.storage.ports import Bus, Clock, Store
+from toque.storage.snapshots import SnapshotObjects
 from toque.workers.attempt import Callbacks
 from toque.workers.broker_time import BrokerTime
 from toque.workers.control import ControlWatch
@@ -30,6 +31,7 @@ class PodContext:
     clock: Clock
     rng: random.Random
     journal: Journal
+    snapshots: SnapshotObjects
     broker_time: BrokerTime
     session: Session
     slots: Slots

@@ -19,6 +19,7 @@ from toque.errors import ToqueError
 from toque.storage import records as r
 from toque.storage.journal import Abandoned, Deposed, JournalHalted, Tail
 from toque.storage.ports import BusError, BusTimeout, Message, NoResponders, Subscription
+from toque.storage.restore import Restore
 from toque.workers.answers import Answers
 from toque.workers.gatekeeper import SWEEP_EVERY_S, Gatekeeper
 from toque.workers.news import listen, within
@@ -42,7 +43,7 @@ class Ownership:
 
     def __init__(self, context: PodContext, *, on_change: Callable[[], None],
                  on_station: Callable[[Station], None], on_gone: Callable[[StationId], None],
-                 on_halted: Callable[[ToqueError], None]) -> None:
+                 on_halted: Callable[[StationId, ToqueError], None]) -> None:
         self._context = context
         self._on_change = on_change
         self._on_station = on_station
@@ -80,6 +81,7 @@ class Ownership:
         """Claim and move until cancelled."""
         hint = await listen(self._context.bus, subjects.released(self._context.account), self._hinted)
         try:
+            await self._look_behind()
             while True:
                 if self._context.session.in_time() and not self.leaving:
                     await self._tick()
@@ -87,6 +89,19 @@ class Ownership:
                 self._news.clear()
         finally:
             await hint.close()
+
+    async def _look_behind(self) -> None:
+        """Whether the journal still has what this pod knows as accepted, also of stations that others will have."""
+        journal = self._context.journal
+        for station in self.all_stations():
+            known = self._context.store.position(station)
+            try:
+                if known is not None:
+                    await journal.check_reaches(station, known, await journal.tail(station))
+            except (BusTimeout, BusError, NoResponders) as error:
+                _log.info("tail not read", station=str(station), why=str(error))
+            except JournalHalted as error:
+                self._halt(station, error)
 
     def _hinted(self, _: Message) -> None:
         self._news.set()
@@ -118,10 +133,14 @@ class Ownership:
                 except (BusTimeout, BusError, NoResponders) as error:
                     _log.info("claim put off", station=str(station), why=str(error))
                 except JournalHalted as error:
-                    _log.error("station halted", station=str(station), why=str(error))
-                    self._not_before[station] = self._now() + MOVE_AGAIN_S
+                    self._halt(station, error)
             elif held is not None and not held.closed and session != mine and self._may_move(station):
                 self._moving[station] = asyncio.get_running_loop().create_task(self._move(held, session))
+
+    def _halt(self, station: StationId, error: JournalHalted) -> None:
+        _log.error("station halted", station=str(station), why=str(error))
+        self._not_before[station] = self._now() + MOVE_AGAIN_S
+        self._on_halted(station, error)
 
     def _may_move(self, station: StationId) -> bool:
         """After a move that was held up, not before that callback is out: the station stands still during each try."""
@@ -142,6 +161,8 @@ class Ownership:
         if not await self._may_claim(station, tail):
             self._unheld.discard(station)
             return
+        await context.store.flush()
+        await context.journal.check_reaches(station, context.store.position(station), tail)
         self._unheld.add(station)  # until it is held here, or somebody else is known to have it
         started = time.perf_counter()
         epoch = tail.position.header.epoch + 1 if tail else 1
@@ -163,10 +184,11 @@ class Ownership:
             return
         position = r.Position(sequence, header)
         self._note_claim(station, tail)
-        await self._restore(station, sequence)
+        restored = await Restore(context.store, context.journal, context.snapshots, station, position).run()
         if not session.in_time():
             return
         held = Station(context, station, position, on_lost=self._lost)
+        held.restored = restored
         self.stations[station] = held
         self._unheld.discard(station)
         try:
@@ -179,7 +201,8 @@ class Ownership:
             return
         del self._claimed[station]
         held.restored_ms = int((time.perf_counter() - started) * 1000)
-        _log.info("station claimed", station=str(station), epoch=epoch, restored_ms=held.restored_ms)
+        _log.info("station claimed", station=str(station), epoch=epoch, restored_from=restored.snapshot or restored.source,
+                  groups=restored.groups, restored_ms=held.restored_ms)
 
     def _note_claim(self, station: StationId, tail: Tail | None) -> None:
         """Whom the station's instances were interrupted with. A claim of ours that was never opened interrupted nobody."""
@@ -208,19 +231,6 @@ class Ownership:
             return False
         ended = await end_session(context.bus, context.account, owner, reason="expired", by=context.session.id)
         return ended is not None
-
-    async def _restore(self, station: StationId, until: int) -> None:
-        """Bring the store up to the claim: from where it stands if the journal knows that place, else from the start."""
-        context = self._context
-        await context.store.flush()
-        position = context.store.position(station)
-        if position is not None and not await context.journal.holds(position):
-            _log.warning("local state set aside", station=str(station), why="the journal does not hold its position")
-            context.store.drop(station)
-            position = None
-        async for group in context.journal.read(station, after=position, until=until):
-            context.store.apply(group)
-        await context.store.flush()
 
     async def _open(self, held: Station, interrupted_by: str) -> None:
         answers = Answers(held)
@@ -333,9 +343,9 @@ class Ownership:
         """The station's epoch is over: deposed, halted, or abandoned at the deadline."""
         _log.warning("station lost", station=str(held.id), why=str(error))
         if isinstance(error, JournalHalted):
-            self._on_halted(error)
-        elif isinstance(error, Abandoned):
-            self._unheld.add(held.id)  # if the session was renewed after all, nobody else may claim it
+            self._on_halted(held.id, error)
+        if not isinstance(error, Deposed):
+            self._unheld.add(held.id)  # while the session lives nobody else may claim it: the journal is read again
         self._on_gone(held.id)
         task = asyncio.get_running_loop().create_task(self._drop(held))
         self._dropping.add(task)

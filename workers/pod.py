@@ -31,13 +31,15 @@ from toque.storage.journal import Journal
 from toque.storage.lmdb_store import LmdbStore, set_aside
 from toque.storage.nats_bus import NatsBus
 from toque.storage.nats_options import NatsOptions
-from toque.storage.ports import Bus, BusError, BusTimeout, Clock, Message, NoResponders, Store
+from toque.storage.ports import Bus, BusError, BusTimeout, Clock, Message, NoResponders, Store, StreamInfo
 from toque.storage.server_check import check_server
+from toque.storage.snapshots import SnapshotObjects
 from toque.storage.system import SystemClock
 from toque.workers.attempt import Callbacks
 from toque.workers.broker_time import BrokerTime
 from toque.workers.context import PodContext
 from toque.workers.control import ControlWatch
+from toque.workers.journal_trim import JournalTrim
 from toque.workers.keeper_thread import KeeperThread
 from toque.workers.leasing import Leasing
 from toque.workers.loop_watch import Lag, LoopWatch
@@ -47,6 +49,7 @@ from toque.workers.queue_purge import EVERY_S, QueuePurge
 from toque.workers.queue_reader import QueueReader
 from toque.workers.session import DirectoryLock, Session, end_session
 from toque.workers.slots import Slots
+from toque.workers.snapshot_taker import SnapshotRules, SnapshotTaker
 from toque.workers.station import Station
 from toque.workflow import workflow_version
 
@@ -106,7 +109,9 @@ class Pod:
                  clock: Clock, rng: random.Random, make_keeper: KeeperFactory, env: object = None,
                  slots_max: int = 10_000, threads_max: int = 32, ttl_s: float | None = None,
                  callbacks: Callbacks | None = None, loop_watch: LoopWatch | None = None,
-                 remember_session: Callable[[str], None] = lambda session: None) -> None:
+                 remember_session: Callable[[str], None] = lambda session: None,
+                 snapshot_rules: SnapshotRules | None = None) -> None:
+        self._snapshot_rules = snapshot_rules or SnapshotRules()
         self._make_keeper = make_keeper
         self._remember_session = remember_session
         self._loop_watch = loop_watch
@@ -114,7 +119,7 @@ class Pod:
         self._ttl_s = ttl_s or account.ttl_s
         self._stopping = asyncio.Event()
         self._fatal: ToqueError | None = None
-        self._halted = ""
+        self._halted: dict[StationId, str] = {}
         self._own_sessions: set[str] = set()
         self._sessionless = ""  # why there is no session, when a lost one could not be followed by another yet
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,12 +127,15 @@ class Pod:
         slots = Slots(may_start=lambda: self.context.may_start())
         self.context = PodContext(
             pod=pod, account=account.name, app=app, bus=bus, store=store, clock=clock, rng=rng,
-            journal=Journal(bus, account.name), broker_time=BrokerTime(clock),
+            journal=Journal(bus, account.name),
+            snapshots=SnapshotObjects(bus, account.name, chunk_bytes_max=self._snapshot_rules.chunk_bytes_max),
+            broker_time=BrokerTime(clock),
             session=Session(clock, SessionRecord(pod=pod, session="", ttl_s=self._ttl_s)), slots=slots,
             callbacks=callbacks or Callbacks(threads_max),
             control=ControlWatch(bus, account.name, clock, account, layout), env=env)
         self._readers: dict[str, QueueReader] = {}
         self._leasing: Leasing | None = None
+        self._journal_info: StreamInfo | None = None  # as of the last sample of the server's time
         self._keeper: Keeper | None = None
         self.ownership: Ownership | None = None
         self.context.control.on_change(self._control_changed)
@@ -147,6 +155,7 @@ class Pod:
             await self._open_first_session()
             self._spawn(self._follow_time())
             self._spawn(self._purge())
+            self._spawn(self._trim())
             ready()
             await self._stopping.wait()
             await self._hand_over(grace_s)
@@ -292,6 +301,7 @@ class Pod:
     # -- stations ------------------------------------------------------------------------------------------------------
 
     def _station_opened(self, station: Station) -> None:
+        self._halted.pop(station.id, None)
         for workflow, souschef in station.souschefs.items():
             if souschef not in self.context.slots.sources:
                 self.context.slots.sources.append(souschef)
@@ -303,8 +313,8 @@ class Pod:
         for reader in self._readers.values():
             reader.remove(station)
 
-    def _station_halted(self, error: ToqueError) -> None:
-        self._halted = str(error)
+    def _station_halted(self, station: StationId, error: ToqueError) -> None:
+        self._halted[station] = str(error)
 
     def _top_up(self) -> None:
         if self._leasing is not None:
@@ -319,6 +329,7 @@ class Pod:
         sent = context.clock.boottime()
         info = await context.bus.stream_info(subjects.journal_stream(context.account))
         received = context.clock.boottime()
+        self._journal_info = info
         context.session.roundtrip_at = received
         context.broker_time.sample(sent=sent, received=received, server_ms=info.server_time_ms)
 
@@ -346,8 +357,34 @@ class Pod:
         finally:
             await heard.close()
 
+    async def _trim(self) -> None:
+        context, rules = self.context, self._snapshot_rules
+        trim = JournalTrim(context.bus, context.journal, context.account, owns_first=self._owns_first,
+                           held_back_bytes_min=rules.held_back_bytes_min)
+        taker = SnapshotTaker(context, trim, rules)
+        heard = await listen(context.bus, subjects.journal_positions(context.account), trim.heard)
+        self._spawn(self._take_snapshots(taker))
+        try:
+            while True:
+                await asyncio.sleep(EVERY_S)
+                if self.ownership is not None and self._journal_info is not None and context.session.in_time():
+                    await trim.tick(taker.kept, self.ownership.all_stations(), self._journal_info)
+        finally:
+            await heard.close()
+
+    async def _take_snapshots(self, taker: SnapshotTaker) -> None:
+        """Apart from the telling, for one may take long."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            if self.ownership is not None and self._journal_info is not None and self.context.session.in_time():
+                await taker.tick(self.ownership.stations.values(), self.ownership.all_stations(), self._journal_info)
+
     def _owns_first(self) -> bool:
         return self.ownership is not None and self.ownership.owns_first()
+
+    def _trouble(self) -> str:
+        halted = next(iter(self._halted.values()), "")
+        return self.context.journal.trouble or halted or self._sessionless
 
     def _report(self, message: Message) -> None:
         context, callbacks = self.context, self.context.callbacks
@@ -359,7 +396,7 @@ class Pod:
             stations=sorted(map(str, self.ownership.stations)) if self.ownership else [],
             slots_leased=self._leasing.leased, slots_in_use=context.slots.in_use, slots_wanted=self._leasing.wanted,
             loop_lag_ms=round(lag_s * 1000, 1), workflows=context.session.record.workflows,
-            started_at=context.started_at, journal=context.journal.trouble or self._halted or self._sessionless or "ok",
+            started_at=context.started_at, journal=self._trouble() or "ok",
             loop_lag_worst_ms=round(worst.seconds * 1000, 1), loop_blocked_by=worst.by,
             threads_in_use=callbacks.threads_taken, threads_abandoned=callbacks.threads_abandoned,
             threads_max=callbacks.threads_max, pid=os.getpid(), host=socket.gethostname(),

@@ -78,8 +78,11 @@ class QueueReader:
             await self._forget_stream()
         self.created = created
         self._outstanding = 0
+        filters = self._filters()
+        if not filters:
+            return  # the last station has left meanwhile
         self._feed = await self._bus.open_feed(
-            FeedSpec(stream=self._stream, filters=self._filters(), name=f"pod-{self._session}"), self._arrived)
+            FeedSpec(stream=self._stream, filters=filters, name=f"pod-{self._session}"), self._arrived)
         self.top_up()
 
     async def _forget_stream(self) -> None:

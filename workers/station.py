@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from toque import _subjects as subjects
@@ -20,6 +20,7 @@ from toque.errors import ToqueError
 from toque.storage import records as r
 from toque.storage.group_commit import Acceptance, GroupCommit
 from toque.storage.ports import BusError, BusTimeout, Message, NoResponders
+from toque.storage.restore import LOCAL, Restored
 from toque.workers.context import PodContext
 from toque.workers.engine import INTERRUPTIONS_MAX, Engine
 from toque.workers.replay import Replay
@@ -50,6 +51,7 @@ class Station:
         self.inside = 0
         self.closed = False
         self.frozen = False  # it is being handed over: nothing is admitted, woken or entered
+        self.restored = Restored(LOCAL)
         self.restored_ms = 0
         self.engines: dict[int, Engine] = {}
         self.by_id: dict[tuple[str, str], Engine] = {}
@@ -98,7 +100,7 @@ class Station:
             self._want_slot(0, serial)
         for workflow, flow in self.context.app.workflows.items():
             self.souschefs[workflow] = SousChef(self, workflow, flow)
-        self._spawn(self._scan_timers())
+        self.spawn(self._scan_timers())
 
     async def hand_over(self, successor: str, *, patience_s: float, ending: bool,
                         before_release: Callable[[], None]) -> bool:
@@ -142,7 +144,7 @@ class Station:
         """The station stays: what was cut goes on from the store, as soon as no callback of it is inside any more."""
         for engine in self.engines.values():
             if engine.closed:
-                self._spawn(self._read_back(engine))
+                self.spawn(self._read_back(engine))
 
     async def _read_back(self, engine: Engine) -> None:
         while engine.inside or engine.unaccepted:
@@ -215,10 +217,12 @@ class Station:
     def _commits_lost(self, error: ToqueError) -> None:
         self._on_lost(self, error)
 
-    def _spawn(self, coroutine: Any) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something that ends with the station, at the latest."""
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # -- the engines' host ---------------------------------------------------------------------------------------------
 
@@ -362,7 +366,7 @@ class Station:
 
     def park(self, record: r.Parked, message: Message) -> None:
         """Set a message aside that cannot become an instance: published first, then recorded; killed between, again."""
-        self._spawn(self._park(record, message))
+        self.spawn(self._park(record, message))
 
     async def _park(self, record: r.Parked, message: Message) -> None:
         headers = {subjects.REASON_HEADER: record.reason, subjects.ORIGIN_HEADER: message.subject}

@@ -1,8 +1,9 @@
 """Accounts: their streams, their two records in the control bucket, and the queue stream of each workflow.
 
 Everything here is made create-once and in an order in which a process killed between any two writes leaves nothing
-that the next one cannot finish: control stream, account record, layout record, journal stream, dead stream. Records
-are written by compare-and-set and read from the stream's leader; whoever loses a race takes the winner's record.
+that the next one cannot finish: control stream, account record, layout record, journal stream, snapshot stream, dead
+stream. Records are written by compare-and-set and read from the stream's leader; whoever loses a race takes the winner's
+record.
 """
 
 from __future__ import annotations
@@ -66,6 +67,14 @@ def journal_config(account: AccountRecord) -> StreamConfig:
         name=_subjects.journal_stream(account.name), subjects=[f"toque.{account.name}.journal.>"],
         description="Toque journal: the truth", num_replicas=account.replicas, discard="new",
         metadata=_metadata(account.name, "journal"))
+
+
+def snapshot_config(account: AccountRecord) -> StreamConfig:
+    """Snapshots of the stations' folded state, cut into chunks; they leave when newer ones count (protocol rule 5)."""
+    return StreamConfig(
+        name=_subjects.snapshot_stream(account.name), subjects=[f"toque.{account.name}.snapshot.>"],
+        description="Toque snapshots: the stations' state at places of the journal", num_replicas=account.replicas,
+        discard="new", metadata=_metadata(account.name, "snapshots"))
 
 
 def dead_config(account: AccountRecord) -> StreamConfig:
@@ -252,6 +261,7 @@ async def ensure_account(bus: Bus, name: str, *, defaults: AccountRecord | None 
     generations = [(_subjects.FIRST_GENERATION, account.stations)]
     layout = await _create_once(bus, name, _subjects.control_layout(name), Layout(generations=generations))
     await _ensure_stream(bus, journal_config(account))
+    await _ensure_stream(bus, snapshot_config(account))
     await _ensure_stream(bus, dead_config(account))
     if account.replicas != wanted.replicas:  # the control bucket may have been made with a loser's settings
         await _fit_replicas(bus, control_config(account))
@@ -285,7 +295,8 @@ async def update_account(bus: Bus, name: str, /, **changes: Any) -> AccountRecor
 
 
 async def _fit_streams(bus: Bus, account: AccountRecord) -> None:
-    for config in (control_config(account), journal_config(account), dead_config(account)):
+    for config in (control_config(account), journal_config(account), snapshot_config(account),
+                   dead_config(account)):
         await _fit_replicas(bus, config)
     layout = await read_layout(bus, account.name)
     for workflow in await queue_workflows(bus, account.name):

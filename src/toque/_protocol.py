@@ -98,6 +98,27 @@ class QueueView(msgspec.Struct, omit_defaults=True):
     purgeable: int = 0  # messages at or below `committed` that still lie in the stream: no longer queued
 
 
+class SnapshotView(msgspec.Struct, omit_defaults=True):
+    """A counting snapshot of a station."""
+
+    name: str  # epoch and sequence of its position
+    group: int
+    sequence: int
+    size_bytes: int
+    rows: int
+    taken_at: int
+
+
+class RestoredView(msgspec.Struct, omit_defaults=True):
+    """How the owner came by the station's state when it claimed it."""
+
+    source: str  # local | snapshot | journal
+    snapshot: str = ""  # its name
+    rows: int = 0  # of the snapshot
+    groups: int = 0  # read from the journal
+    ms: int = 0  # from the claim to serving
+
+
 class StationView(msgspec.Struct, omit_defaults=True):
     """`report` of a station."""
 
@@ -111,6 +132,10 @@ class StationView(msgspec.Struct, omit_defaults=True):
     sequence: int  # of the station's last journal message
     restored_ms: int = 0
     queues: list[QueueView] = []
+    journal_groups: int = 0  # that the station needs of the journal: behind its second newest counting snapshot
+    journal_bytes: int = 0  # that these take
+    snapshots: list[SnapshotView] = []  # counting ones, oldest first
+    restored: RestoredView | None = None
 
 
 class PodView(msgspec.Struct, omit_defaults=True):

@@ -98,6 +98,25 @@ def control_session(account: str, session: str) -> str:
     return f"toque.{account}.control.session.{session}"
 
 
+def snapshots_of(account: str, station: StationId) -> str:
+    """Filter of everything that is kept of a station."""
+    return f"toque.{account}.snapshot.{station}.>"
+
+
+def snapshot(account: str, station: StationId, name: str) -> str:
+    """Filter of one snapshot's chunks."""
+    return f"toque.{account}.snapshot.{station}.{name}.*"
+
+
+def snapshot_chunk(account: str, station: StationId, name: str, chunk: int) -> str:
+    return f"toque.{account}.snapshot.{station}.{name}.{chunk}"
+
+
+def parse_snapshot(subject: str) -> str:
+    """The name of the snapshot that a chunk belongs to."""
+    return subject.split(".")[5]
+
+
 def dead(account: str, kind: str, workflow: str) -> str:
     return f"toque.{account}.dead.{kind}.{workflow}"
 
@@ -124,6 +143,10 @@ def queue_positions(account: str) -> str:
     return f"toque.{account}.pods.positions"
 
 
+def journal_positions(account: str) -> str:
+    return f"toque.{account}.pods.journal"
+
+
 def released(account: str) -> str:
     return f"toque.{account}.pods.released"
 
@@ -137,6 +160,10 @@ def queue_stream(account: str, workflow: str) -> str:
 
 def journal_stream(account: str) -> str:
     return f"toque+{account}+journal"
+
+
+def snapshot_stream(account: str) -> str:
+    return f"toque+{account}+snapshots"
 
 
 def control_stream(account: str) -> str:

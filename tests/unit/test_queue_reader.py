@@ -192,6 +192,22 @@ def test_messages_of_a_station_that_left_are_ignored():
     on_bench(check)
 
 
+def test_a_station_that_leaves_while_the_queue_is_opened_harms_nothing():
+    """SIGTERM just behind a claim: the last station is gone before there is a consumer for it. A pod ended of it."""
+
+    async def check(bench: Bench) -> None:
+        bench.broker.fail_next(f"$JS.API.STREAM.INFO.{QUEUE}", DELAY, delay_s=1)
+        bench.reader.remove(FIRST)
+        bench.reader.add(bench.first)
+        await asyncio.sleep(0.5)
+        bench.reader.remove(FIRST)
+        await asyncio.sleep(3)
+
+        assert not bench.running.done()
+
+    on_bench(check)
+
+
 def test_a_backlog_of_another_stream_purges_nothing():
     """What a station has handled in the stream that was lost is no reason to purge the one that took its place."""
 

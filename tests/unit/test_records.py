@@ -29,10 +29,11 @@ EXAMPLES = [
     r.Lease(0, 0, 0, 9, "a-1", 3, 64),
     r.LeaseEnded(0, 0, 0, 9, "a-1"),
     r.Parked(0, 0, 0, 9, "census", 7, "toque.main.queue.census.1.0.$", "the id has no legal form"),
+    r.Snapshot(0, 0, 0, 9, "3-88", r.Position(88, r.GroupHeader(3, "a-1", 40, 77)), 99, 700_000, 2, 1_200, 512_000),
 ]
 TAGS = {"Admitted": 1, "StepDone": 2, "AttemptFailed": 3, "StepFailed": 4, "SleepStarted": 5, "SleepDone": 6,
         "Waiting": 7, "Interrupted": 8, "Woken": 9, "Ended": 10, "Blocked": 11, "StepCancelled": 12, "Claim": 20,
-        "Released": 21, "Lease": 22, "LeaseEnded": 23, "Parked": 24}
+        "Released": 21, "Lease": 22, "LeaseEnded": 23, "Parked": 24, "Snapshot": 25}
 
 
 def test_there_is_an_example_of_every_record():

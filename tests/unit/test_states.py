@@ -86,7 +86,7 @@ def test_the_page_lists_every_status() -> None:
 
 def test_every_record_of_an_instance_has_a_sample_here() -> None:
     """A new record type cannot be forgotten: what the fold takes for an instance is in the table."""
-    stations_own = {r.Claim, r.Released, r.Lease, r.LeaseEnded, r.Parked}
+    stations_own = {r.Claim, r.Released, r.Lease, r.LeaseEnded, r.Parked, r.Snapshot}
 
     assert {type(record) for record in SAMPLES.values()} | {r.Admitted} == set(r.AnyRecord.__args__) - stations_own
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from toque._subjects import StationId
+from toque.storage import fold
 from toque.storage import records as r
 from toque.storage.lmdb_store import LmdbStore
 from toque.storage.memory_store import MemoryStore
 from toque.storage.ports import Store
+from toque.storage.snapshot_format import ChunkReader
 
 STATION, OTHER = StationId(1, 0), StationId(1, 1)
 RUN_S_MAX = 20.0
@@ -210,7 +212,7 @@ def test_dropping_a_station_forgets_all_of_it_and_nothing_else(on_store):
         store.apply(first[0])
         store.apply(group(2, admitted(1), r.Lease(0, 0, 0, 9, "a-1", 1, 5), station=OTHER))
         await store.flush()
-        store.drop(STATION)
+        await store.drop(STATION)
 
         assert store.position(STATION) is None
         assert (store.row(STATION, 1), store.history(STATION, 1), store.due(STATION, 100, 9)) == (None, [], [])
@@ -234,5 +236,138 @@ def test_queue_positions_only_grow(on_store):
         await store.flush()
 
         assert store.queue_position(STATION, "census") == 7
+
+    on_store(check)
+
+
+async def read_out(export, chunk_bytes=300):
+    reader = ChunkReader()
+    rows = []
+    while chunk := await export.next():
+        assert len(chunk) <= chunk_bytes
+        rows += reader.feed(chunk)
+    return reader, rows
+
+
+def some_work(store):
+    store.apply(group(1, *(admitted(serial, queue_sequence=serial) for serial in range(1, 30))))
+    store.apply(group(2, done(1, 2), ended(1, 3), napping(2, 2, 500), r.Lease(0, 0, 0, 9, "a-1", 1, 5)))
+    store.apply(group(3, admitted(1), station=OTHER))
+
+
+def test_an_export_is_of_one_moment(on_store):
+    """What is folded while it is read out is not in it; other stations never are."""
+
+    async def check(store):
+        assert store.export(STATION, 300) is None
+        some_work(store)
+        await store.flush()
+        export = store.export(STATION, 300)
+        size = store.journal_bytes(STATION)
+        first = await export.next()
+        store.apply(group(4, admitted(30), ended(2, 3)))
+        await store.flush()
+        reader = ChunkReader()
+        rows = reader.feed(first)
+        while chunk := await export.next():
+            rows += reader.feed(chunk)
+        export.close()
+        export.close()
+
+        assert export.position == reader.head.position == group(2).position
+        assert (export.rows, export.journal_bytes) == (len(rows), size)
+        assert sum(row.table == fold.ROWS for row in rows) == 29
+        assert sum(row.table == fold.LIVE for row in rows) == 28
+
+    on_store(check)
+
+
+def test_an_export_that_was_closed_ends(on_store):
+    """Also one that nobody closed before the store."""
+
+    async def check(store):
+        some_work(store)
+        await store.flush()
+        export = store.export(STATION, 300)
+        assert await export.next()
+        left_open = store.export(STATION, 300)
+        assert await left_open.next()
+        export.close()
+
+    on_store(check)
+
+
+def test_what_is_loaded_is_what_was_exported(on_store):
+    """By any store, into any store, beside other stations; the position comes with the last call."""
+
+    async def check(store):
+        some_work(store)
+        await store.flush()
+        other = MemoryStore()
+        export = store.export(STATION, 300)
+        _, rows = await read_out(export)
+        export.close()
+        await other.load(STATION, rows)
+        assert other.position(STATION) is None
+        await other.load(STATION, (), export.position)
+        await store.drop(STATION)
+        for at in range(0, len(rows), 7):
+            await store.load(STATION, rows[at:at + 7])
+        assert store.position(STATION) is None
+        await store.load(STATION, (), export.position)
+
+        for loaded in (store, other):
+            assert loaded.position(STATION) == group(2).position
+            assert [record.seq for record in loaded.history(STATION, 1)] == [1, 2, 3]
+            assert loaded.due(STATION, 1000, 10) == [(500, 2)]
+            assert loaded.queue_position(STATION, "census") == 29
+            assert loaded.leases(STATION) == {"a-1": r.LeaseRow(1, 5)}
+            loaded.apply(group(4, ended(2, 3)))
+            await loaded.flush()
+            assert loaded.row(STATION, 2).status is r.Status.COMPLETE
+        assert store.find(OTHER, "census", "i1") == 1
+
+    on_store(check)
+
+
+def snapshot(sequence, *, size_bytes=5):
+    position = group(sequence).position
+    return r.Snapshot(0, 0, 0, 40, f"1-{sequence}", position, 1, size_bytes, 1, 3, 1_000 * sequence)
+
+
+def test_the_newest_counting_snapshots_are_known(on_store):
+    """Three of them. One whose record follows right behind its position covers the journal up to the record."""
+
+    async def check(store):
+        store.apply(group(1, admitted(1)))
+        await store.flush()
+        before = store.journal_bytes(STATION)
+        store.apply(group(2, snapshot(1)))
+        store.apply(group(3, admitted(2)))
+        store.apply(group(4, admitted(3)))
+        for sequence in (5, 6, 7):
+            store.apply(group(sequence, snapshot(sequence - 2 if sequence == 5 else sequence - 1)))
+        await store.flush()
+
+        rows = store.snapshots(STATION)
+        assert [row.record.name for row in rows] == ["1-3", "1-5", "1-6"]
+        assert [row.covers for row in rows] == [3, 5, 6]
+        assert rows[-1].recorded == group(7).position
+        assert store.journal_bytes(STATION) > before > 0
+        assert store.snapshots(OTHER) == []
+
+    on_store(check)
+
+
+def test_a_snapshot_covers_up_to_the_next_group_of_its_station(on_store):
+    """Others' messages may lie between: they are nothing to this station."""
+
+    async def check(store):
+        store.apply(group(1, admitted(1)))
+        far = r.Group(STATION, r.Position(50, r.GroupHeader(1, "a-1", 2, 2)), [snapshot(1)])
+        store.apply(far)
+        await store.flush()
+
+        assert [row.covers for row in store.snapshots(STATION)] == [49]
 
     on_store(check)

@@ -24,6 +24,7 @@ LAYOUT = Layout(generations=[(1, 8)])
 STREAMS = {
     "queue_stream": _accounts.queue_config(ACCOUNT, LAYOUT, "census"),
     "journal_stream": _accounts.journal_config(ACCOUNT),
+    "snapshot_stream": _accounts.snapshot_config(ACCOUNT),
     "control_stream": _accounts.control_config(ACCOUNT),
     "dead_stream": _accounts.dead_config(ACCOUNT),
 }

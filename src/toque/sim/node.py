@@ -25,6 +25,7 @@ from toque.workers.attempt import Callbacks
 from toque.workers.keeper_thread import EXIT_FENCED, WATCH_S
 from toque.workers.pod import EXIT_OK, Pod
 from toque.workers.session import RETRY_S, Session, SessionKeeper, end_session
+from toque.workers.snapshot_taker import SnapshotRules
 
 THREAD_START_S_MAX = 0.002
 
@@ -103,6 +104,7 @@ class PodNode:
     def __init__(self, name: str, app: App, *, broker: MemoryBroker, disk: Disk, rng: random.Random,
                  account: str = "main", pid: int = 0, skew_s: float = 0.0, rate: float = 1.0, slots_max: int = 10_000,
                  ttl_s: float | None = None, grace_s: float = 25.0,
+                 snapshot_rules: SnapshotRules | None = None,
                  on_death: Callable[[PodNode], None] = lambda node: None) -> None:
         self.name = name
         self.app = app
@@ -126,6 +128,7 @@ class PodNode:
         self._slots_max = slots_max
         self._ttl_s = ttl_s
         self._grace_s = grace_s
+        self._snapshot_rules = snapshot_rules
         self._on_death = on_death
 
     @property
@@ -176,7 +179,8 @@ class PodNode:
         self.store = MemoryStore(self.disk.opened(), on_damage=self._damaged)
         self.pod = Pod(self.app, pod=self.name, account=account, layout=layout, bus=self.bus, store=self.store,
                        clock=self.clock, rng=self._rng, make_keeper=self._make_keeper, slots_max=self._slots_max,
-                       ttl_s=self._ttl_s, callbacks=self.callbacks, remember_session=self._remember_session)
+                       ttl_s=self._ttl_s, callbacks=self.callbacks, remember_session=self._remember_session,
+                       snapshot_rules=self._snapshot_rules)
         await self.pod.run(grace_s=self._grace_s, ready=ready)
         self.store.close()
         self.exit_code = EXIT_OK

@@ -192,6 +192,18 @@ class World:
             self._journaled.setdefault(message.subject, []).append(message)
             self.on_journal(message)
 
+    def kept_messages(self, station: StationId) -> list[Message]:
+        """What the journal still holds."""
+        return self.broker.stored(subjects.journal_stream(self.account.name),
+                                  subjects.journal(self.account.name, station))
+
+    def reread_journal(self) -> None:
+        """The broker's journal was replaced by another one: from here on that is the journal."""
+        self._decoded.clear()
+        self._journaled.clear()
+        for message in self.broker.stored(subjects.journal_stream(self.account.name)):
+            self._journaled.setdefault(message.subject, []).append(message)
+
     def records(self, kind: type[T], station: StationId | None = None) -> list[T]:
         """Every journal record of a kind."""
         places = [station] if station is not None else self.stations()
