@@ -14,7 +14,7 @@ from toque import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
-COMMANDS = ["dev", "worker", "demo", "version", "trigger", "queues", "stations", "pods", "workflows",
+COMMANDS = ["dev", "worker", "demo", "version", "trigger", "queues", "stations", "stations describe", "pods", "workflows",
             "instances list", "instances describe", "instances watch", "instances terminate",
             "accounts create", "accounts list", "accounts describe", "accounts set"]
 WITHOUT_EXTRA = ("import sys, importlib.util as u; find = u.find_spec\n"

@@ -20,7 +20,7 @@ from toque._durations import to_ms
 from toque._logging import configure
 from toque._nats_server import find_server
 from toque.cli import accounts, chaos, instances, reports, trigger
-from toque.cli.connection import with_connection, without_connection
+from toque.cli.connection import alone, with_connection, without_connection
 from toque.cli.dev import DevOptions, run_dev
 from toque.cli.output import EXIT_INTERRUPTED, EXIT_OK, console
 from toque.errors import SetupError, UsageError
@@ -36,6 +36,7 @@ app = typer.Typer(
     help="Durable workflows on NATS JetStream. Start with `toque dev APP`, then `toque trigger WORKFLOW`.")
 _instances = typer.Typer(rich_markup_mode=None, help="List, describe, watch and terminate instances.")
 _chaos = typer.Typer(rich_markup_mode=None, help="Break things on purpose, and judge what became of the promises.")
+_stations = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 _accounts = typer.Typer(rich_markup_mode=None, help="Make and change accounts: tenants with limits of their own.")
 
 
@@ -143,7 +144,7 @@ def _own_version() -> str:
 app.command("trigger")(with_connection(trigger.trigger))
 app.add_typer(_instances, name="instances")
 app.command("queues")(with_connection(reports.queues))
-app.command("stations")(with_connection(reports.stations))
+app.add_typer(_stations, name="stations")
 app.command("pods")(with_connection(reports.pods))
 app.command("workflows")(with_connection(reports.workflows))
 app.add_typer(_accounts, name="accounts")
@@ -153,6 +154,9 @@ _instances.command("list")(with_connection(instances.list_instances))
 _instances.command("describe")(with_connection(instances.describe))
 _instances.command("watch")(with_connection(instances.watch))
 _instances.command("terminate")(with_connection(instances.terminate))
+
+_stations.callback()(alone(with_connection(reports.stations)))
+_stations.command("describe")(with_connection(reports.describe_station))
 
 _accounts.command("create")(with_connection(accounts.create, in_account=False))
 _accounts.command("list")(with_connection(accounts.list_accounts, in_account=False))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from typer import Option
+from typer import Context, Option
 
 from toque.client import Client, Connecting, TlsFiles
+from toque.errors import UsageError
 
 NAME: Final = "toque-cli"
 
@@ -80,6 +81,30 @@ def _as_command(call: Callable[..., int], command: Callable[..., Any],
     keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     call.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]  # what typer reads
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword_only}
+    call.__doc__ = command.__doc__
+    call.__name__ = command.__name__
+    return call
+
+
+def alone(command: Callable[..., int]) -> Callable[..., int]:
+    """What a group of commands does by itself, when none of its commands is named.
+
+    Raises UsageError for options before a command of the group: they would be lost.
+    """
+    own = inspect.signature(command)
+
+    def call(invocation: Context, **values: Any) -> int:
+        if invocation.invoked_subcommand is None:
+            return command(**values)
+        sources = {name: invocation.get_parameter_source(name) for name in values}
+        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        if given:
+            raise UsageError(f"put --{given[0].replace('_', '-')} behind {invocation.invoked_subcommand!r}")
+        return 0
+
+    first = inspect.Parameter("invocation", inspect.Parameter.KEYWORD_ONLY, annotation=Context)
+    call.__signature__ = own.replace(parameters=[first, *own.parameters.values()])  # type: ignore[attr-defined]
+    call.__annotations__ = {"invocation": Context, **command.__annotations__}
     call.__doc__ = command.__doc__
     call.__name__ = command.__name__
     return call

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
-from typer import Option
+from typer import Argument, Option
 
-from toque._protocol import PodView, StationView
+from toque._protocol import PodView, RestoredView, StationView
+from toque._reports import StationReport
 from toque.cli.connection import Connection
-from toque.cli.output import EXIT_OK, Format, age_text, bytes_text, say, show_json, show_table, whole
+from toque.cli.output import (
+    EXIT_OK,
+    Format,
+    age_text,
+    bytes_text,
+    say,
+    show_fields,
+    show_json,
+    show_table,
+    whole,
+)
+from toque.errors import UsageError
 
 OutputOption = Annotated[Format, Option("--output", "-o", help="form of the report")]
 NO_PODS: Final = ("no pods serve the account {account!r}; start one with `toque worker APP --account {account}`, or "
@@ -66,6 +79,53 @@ async def stations(connection: Connection, output: OutputOption = Format.TABLE) 
 
 def _station_figures(view: StationView | None) -> list[object]:
     return ["", "", "", ""] if view is None else [view.epoch, view.instances, view.in_memory, view.sequence]
+
+
+async def describe_station(connection: Connection,
+                           station: Annotated[str, Argument(metavar="STATION", help="as `toque stations` lists it")],
+                           output: OutputOption = Format.TABLE) -> int:
+    """Show a station: owner, journal kept for it, snapshots, last restore.
+
+    Example: toque stations describe 1.0
+    """
+    async with connection.client() as client:
+        reports = {report.station: report for report in await client.stations()}
+    report = reports.get(station)
+    if report is None:
+        raise UsageError(f"there is no station {station!r}; there are {', '.join(reports)}")
+    if output is Format.JSON:
+        show_json(whole(report))
+    else:
+        _show_station(report)
+    return EXIT_OK
+
+
+def _show_station(report: StationReport) -> None:
+    view = report.view
+    if view is None:
+        show_fields({"station": report.station, "owner": "-", "note": report.note})
+        return
+    show_fields({
+        "station": report.station, "owner": f"{view.pod} ({view.session})", "epoch": view.epoch, "group": view.group,
+        "live": view.instances, "in memory": view.in_memory, "last sequence": view.sequence,
+        "journal kept": f"{view.journal_groups:,} groups, {bytes_text(view.journal_bytes)}",
+        "restored": _restored_text(view.restored)})
+    if view.snapshots:
+        print()
+        now_s = time.time()
+        rows = [[snapshot.name, snapshot.group, snapshot.sequence, bytes_text(snapshot.size_bytes), snapshot.rows,
+                 age_text(max(0.0, now_s - snapshot.taken_at / 1000))] for snapshot in reversed(view.snapshots)]
+        show_table(["snapshot", "group", "sequence", "size", "rows", "age"], rows,
+                   numbers={"group", "sequence", "size", "rows", "age"})
+
+
+def _restored_text(restored: RestoredView | None) -> str:
+    if restored is None:
+        return ""
+    sources = {"local": "the pod's own disk", "snapshot": f"snapshot {restored.snapshot} ({restored.rows:,} rows)",
+               "journal": "the whole journal"}
+    source = sources.get(restored.source, restored.source)
+    return f"from {source} and {restored.groups:,} groups of the journal, in {restored.ms:,} ms"
 
 
 async def workflows(connection: Connection, output: OutputOption = Format.TABLE) -> int:
