@@ -106,9 +106,9 @@ class KeeperThread:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(WATCH_S)
-            now = self._clock.boottime()
-            if now >= self._session.expires_at and self._callbacks.inside and not self._session.quiet:
+            left_s = self._session.exit_in_s
+            await asyncio.sleep(min(WATCH_S, left_s) if left_s > 0 else WATCH_S)
+            if self._session.exit_in_s <= 0 and self._callbacks.inside and not self._session.quiet:
                 _log.error("a callback outlived its session: the process ends", callbacks=self._callbacks.inside)
                 sys.stderr.flush()
                 os._exit(EXIT_FENCED)

@@ -23,6 +23,7 @@ from toque.workers.news import within
 
 RENEWALS_PER_TTL = 5
 MARGIN_OF_TTL = 0.2  # the deadline lies so much of the TTL before the expiry
+EXIT_BEFORE_S = 0.02
 ENDED_TTL_S = 3600.0
 RETRY_S = 0.1
 LOCK_FILE = "lock"
@@ -67,6 +68,11 @@ class Session:
     def in_time(self) -> bool:
         """Whether the session surely lives. Read directly before every act that needs it."""
         return not self.lost and self._clock.boottime() < self.deadline
+
+    @property
+    def exit_in_s(self) -> float:
+        """When the process has to exit if anything still runs: just before others can see that the key has expired."""
+        return self.expires_at - EXIT_BEFORE_S - self._clock.boottime()
 
     def renewed(self, sent_at: float) -> None:
         self.deadline = sent_at + self.ttl_s * (1 - MARGIN_OF_TTL)

@@ -90,9 +90,9 @@ class LoopKeeper:
     async def _watch(self) -> None:
         """End the process when a callback has outlived the session."""
         while True:
-            left_s = self._session.expires_at - self._node.clock.boottime()
-            await asyncio.sleep(max(WATCH_S, min(left_s, self._session.ttl_s)))
-            late = self._node.clock.boottime() >= self._session.expires_at and not self._session.quiet
+            left_s = self._session.exit_in_s
+            await asyncio.sleep(min(left_s, self._session.ttl_s) if left_s > 0 else WATCH_S)
+            late = self._session.exit_in_s <= 0 and not self._session.quiet
             if late and self._node.callbacks.inside:
                 self._node.exit_code = EXIT_FENCED
                 self._node.kill()
