@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 BASE ?= python:3.12-slim
 NATS_IMAGE ?= nats:2.15
 SEED ?= 1
+SEEDS ?= 500
+JOBS ?= 2
 MINUTES ?= 10
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; \
@@ -15,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit fmt dist local-images test-containers bench chaos soak clean
+.PHONY: help demo test lint types unit sim fmt dist local-images test-containers bench chaos soak clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -23,7 +25,7 @@ help:  ## show this list
 demo: $(VENV)/.installed  ## run the main job: a census on two pods, one of them killed half-way
 	$(BIN)/toque demo
 
-test: lint types unit  ## lint, strict types and all tests but those that need containers
+test: lint types unit sim  ## lint, strict types and all tests but those that need containers
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check
@@ -35,6 +37,9 @@ types: $(VENV)/.developing
 unit: $(VENV)/.developing
 	$(BIN)/pytest -n auto tests/unit tests/simulation
 	$(BIN)/pytest -m 'not containers' tests/integration tests/acceptance  # one by one: they share the machine's disk
+
+sim: $(VENV)/.developing  ## play SEEDS=500 seeds in the simulator
+	$(BIN)/python -m toque.sim sweep --seeds 1-$(SEEDS) --jobs $(JOBS)
 
 fmt: $(VENV)/.developing  ## sort imports and mend what ruff can mend
 	$(BIN)/ruff check --fix

@@ -244,6 +244,7 @@ class Ownership:
             await answers.close()
             await self._close_gatekeeper(held.id)
         else:
+            held.take_up()
             self._on_station(held)
             self._on_change()
 

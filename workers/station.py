@@ -61,6 +61,8 @@ class Station:
         self._on_lost = on_lost
         self._session = context.session
         self._loop = asyncio.get_running_loop()
+        self._unstarted: list[int] = []  # loaded, and not let go on yet: serials
+        self._lingering: list[Engine] = []  # once closed: those with threads inside
         self._gone: asyncio.Future[None] = self._loop.create_future()  # done when the station is closed
         self._next_serial = context.store.highest_serial(station) + 1
         self._folded_to = tail.header.group  # up to which the store shows everything
@@ -71,7 +73,6 @@ class Station:
         self._at_gate: list[Engine] = []
         self._gate_watched = False  # the next acceptance opens the gate
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lingering: list[Engine] = []  # once closed: those with threads inside
         self.commits = GroupCommit(
             context.journal, context.store, station, tail, may_send=self._session.in_time,
             on_accepted=self._group_accepted, on_lost=self._commits_lost,
@@ -80,7 +81,10 @@ class Station:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def load(self, *, interrupted_by: str) -> None:
-        """Take up what lives here. `interrupted_by`: the session that ended without releasing the station, or ""."""
+        """See what lives here. `interrupted_by`: the session that ended without releasing the station, or "".
+
+        Nothing runs before `take_up`.
+        """
         active = [(serial, row) for serial, row in self.context.store.unended(self.id)
                   if row.status is r.Status.RUNNING]
         running = [(serial, row) for serial, row in active if not row.blocked_on]
@@ -96,10 +100,15 @@ class Station:
             if self.closed:
                 return
             await self.context.store.flush()
-        for serial, _ in (*running, *held):
-            self._want_slot(0, serial)
+        self._unstarted = [serial for serial, _ in (*running, *held)]
         for workflow, flow in self.context.app.workflows.items():
             self.souschefs[workflow] = SousChef(self, workflow, flow)
+
+    def take_up(self) -> None:
+        """Let go on what lives here. Only once the station is open: what runs before could be lost uninterrupted."""
+        for serial in self._unstarted:
+            self._want_slot(0, serial)
+        self._unstarted.clear()
         self.spawn(self._scan_timers())
 
     async def hand_over(self, successor: str, *, patience_s: float, ending: bool,

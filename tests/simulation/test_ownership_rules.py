@@ -310,7 +310,7 @@ def test_a_released_station_that_is_claimed_twice_was_not_interrupted():
         assert not world.records(r.Interrupted)
         check_all(world, "work", ["one"])
 
-    for seed in range(20):
+    for seed in range(10):
         play(story, seed=seed, account=account(stations=1))
     assert max(claims) == 3, "the connection was never lost between a claim and the opening"
 

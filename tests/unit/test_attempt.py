@@ -315,7 +315,7 @@ def test_no_timer_outlives_its_attempt() -> None:
         await asyncio.sleep(1)
         loop: Any = asyncio.get_running_loop()
 
-        assert [timer for timer in loop._scheduled if not timer.cancelled() and timer.when() < loop.time() + 1e6] == []
+        assert [timer for timer in loop.pending_timers() if timer.when() < loop.time() + 1e6] == []
 
     play(story)
 

@@ -19,7 +19,7 @@ FAULTS_MAX: Final = 16
 KINDS_MIN: Final = 2
 INSTANCES: Final = 20
 TTLS_S: Final = (2, 2, 3)
-LIMITS: Final = (2, 4, 8, 50, 50)
+LIMITS: Final = (3, 6, 12, 50, 50)
 DRIFT_MAX: Final = 0.0003  # below what broker time allows for
 SKEW_S_MAX: Final = 100_000.0
 WEIGHTS: Final = {p.KILL: 4, p.TERM: 2, p.PAUSE: 4, p.SUSPEND: 1, p.CUT: 3, p.CUT_CLIENTS: 1, p.BROKER: 2, p.WRITE_DEAD: 1,
@@ -78,11 +78,11 @@ def _shape(rng: random.Random, name: str) -> p.Shape:
 
 
 def _sleep(rng: random.Random, name: str) -> p.StepShape:
-    return p.StepShape(name, kind="sleep", seconds=round(rng.choice((0.3, 1.2, 2.0, 5.0)) * rng.uniform(0.7, 1.3), 3))
+    return p.StepShape(name, kind="sleep", seconds=round(rng.choice((0.3, 1.2, 2.0, 4.0)) * rng.uniform(0.7, 1.3), 3))
 
 
 def _step(rng: random.Random, name: str) -> p.StepShape:
-    seconds = round(rng.choice((0.0, 0.05, 0.3, 1.5)) * rng.uniform(0.5, 1.5), 3)
+    seconds = round(rng.choice((0.0, 0.05, 0.3, 1.2)) * rng.uniform(0.5, 1.5), 3)
     drawn = rng.random()
     sync = rng.random() < 0.2
     if drawn < 0.1:
@@ -111,7 +111,7 @@ def _creations(rng: random.Random, workflows: Sequence[str], safety_s: float) ->
     creations: list[p.Creation] = []
     batches = 0
     while len(creations) < INSTANCES:
-        at_s = round(rng.uniform(0.0, safety_s * 0.9), 3)
+        at_s = round(rng.uniform(0.0, safety_s * 0.85), 3)
         workflow = rng.choice(workflows)
         how = rng.choice(("create", "create", "create", "twice", "batch", "plain"))
         batches += how == "batch"
@@ -137,8 +137,8 @@ def _faults(rng: random.Random, kinds: Sequence[str], *, ttl_s: int, safety_s: f
         p.KILL: lambda at_s: p.Fault(at_s, p.KILL, rng.randrange(PODS), _times(rng, ttl_s, 0.05, 2), _disk(rng),
                                      age_s=_times(rng, ttl_s, 0.2, 2)),
         p.TERM: lambda at_s: p.Fault(at_s, p.TERM, rng.randrange(PODS), _times(rng, ttl_s, 0.05, 1)),
-        p.PAUSE: lambda at_s: p.Fault(at_s, p.PAUSE, rng.randrange(PODS), _times(rng, ttl_s, 0.1, 3)),
-        p.SUSPEND: lambda at_s: p.Fault(at_s, p.SUSPEND, rng.randrange(PODS), _times(rng, ttl_s, 0.5, 3)),
+        p.PAUSE: lambda at_s: p.Fault(at_s, p.PAUSE, rng.randrange(PODS), _times(rng, ttl_s, 0.1, 3), _moment(rng)),
+        p.SUSPEND: lambda at_s: p.Fault(at_s, p.SUSPEND, rng.randrange(PODS), _times(rng, ttl_s, 0.5, 3), _moment(rng)),
         p.CUT: lambda at_s: p.Fault(at_s, p.CUT, rng.randrange(PODS), _times(rng, ttl_s, 0.05, 4),
                                     rng.choice(p.CONNECTIONS)),
         p.CUT_CLIENTS: lambda at_s: p.Fault(at_s, p.CUT_CLIENTS, seconds=_times(rng, ttl_s, 0.05, 1)),
@@ -157,6 +157,10 @@ def _faults(rng: random.Random, kinds: Sequence[str], *, ttl_s: int, safety_s: f
 def _times(rng: random.Random, ttl_s: int, low: float, high: float) -> float:
     """So many TTLs; short and long ones alike."""
     return float(round(ttl_s * low * (high / low) ** rng.random(), 3))
+
+
+def _moment(rng: random.Random) -> str:
+    return rng.choice(("", p.COMMIT))
 
 
 def _disk(rng: random.Random) -> str:

@@ -60,6 +60,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now_s
 
+    def pending_timers(self) -> list[asyncio.TimerHandle]:
+        """The timers that will fire, soonest first."""
+        return [timer for _, _, timer in sorted(self._timers, key=lambda entry: entry[:2]) if not timer.cancelled()]
+
     # -- the loop itself: what asyncio's does, without looking at sockets each time ------------------------------------
 
     def call_soon(self, callback: Callable[..., object], *args: Any,  # type: ignore[override]  # less generic

@@ -17,8 +17,10 @@ from toque.sim.process import State
 from toque.sim.world import World
 from toque.storage import fold
 from toque.storage.memory_bus import MemoryBus
+from toque.storage.records import GroupHeader
 
 RESTART_S: Final = 1.0  # after an exit that nobody ordered, and after a start that failed
+COMMIT_S_MAX: Final = 3.0  # how long a pause waits for its moment
 BACK_S: Final = 0.3  # a broker that takes no writes is down for so long in its restart
 ROT_TABLES: Final = (fold.ROWS, fold.HISTORY, fold.POSITION, fold.IDS, fold.TIMERS)
 
@@ -166,7 +168,9 @@ class Nemesis:
 
     async def _stopped(self, fault: p.Fault, *, clock_stands: bool) -> None:
         node = self._pods.node(fault.pod)
-        if node is None or node.process.state is not State.RUNNING:
+        if node is not None and fault.how == p.COMMIT:
+            await self._next_commit(node)
+        if node is None or not node.alive or node.process.state is not State.RUNNING:
             return
         session = node.process.session
         self._world.history.stopped(node.process, expires_at=node.expires_at, believes=clock_stands)
@@ -179,6 +183,21 @@ class Nemesis:
             node.resume()
             self.counts["resumed"] += 1
             self.counts["zombies"] += bool(session) and not self._world.session_lives(session)
+
+    async def _next_commit(self, node: PodNode) -> None:
+        """Wait until the broker has stored a group of the pod, the answer to which is on its way then."""
+        stored = asyncio.Event()
+
+        def watch(header: GroupHeader) -> None:
+            if header.session == node.process.session:
+                stored.set()
+
+        self._world.journal_watchers.append(watch)
+        waits = [asyncio.ensure_future(event.wait()) for event in (stored, self._ended)]
+        await asyncio.wait(waits, timeout=COMMIT_S_MAX, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        self._world.journal_watchers.remove(watch)
 
     async def _cut(self, number: int, fault: p.Fault) -> None:
         node = self._pods.node(fault.pod)

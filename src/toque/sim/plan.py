@@ -15,7 +15,7 @@ import msgspec
 
 KILL: Final = "kill"  # kill -9 of a pod; it comes back after `seconds`, on the disk that `how` says
 TERM: Final = "term"  # SIGTERM of a pod; it comes back `seconds` after its exit
-PAUSE: Final = "pause"  # SIGSTOP of a pod for `seconds`
+PAUSE: Final = "pause"  # SIGSTOP of a pod for `seconds`; `how` = commit: with the answer to its next group on the way
 SUSPEND: Final = "suspend"  # the same, and its clock stands still too and never catches up (a stopped machine)
 CUT: Final = "cut"  # a pod's connection is cut for `seconds`: `how` = pod, keeper or both
 CUT_CLIENTS: Final = "cut clients"  # the clients' connections are cut for `seconds`
@@ -25,6 +25,7 @@ MESSAGES: Final = "messages"  # the next `times` messages on `subject`: `how` of
 LIMIT: Final = "limit"  # the account's max_concurrent becomes `times`
 
 DISKS: Final = ("same", "lost", "stale", "torn", "rot")  # `stale` is `age_s` old; `torn` by a power cut
+COMMIT: Final = "commit"
 CONNECTIONS: Final = ("pod", "keeper", "both")
 
 

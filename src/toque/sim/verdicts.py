@@ -76,7 +76,7 @@ def judge(world: World, plan: Plan, clients: Clients) -> list[Verdict]:
                  retries=plan.retries),
         check_l1(honest, limit=limit), check_ledger(ledger),
         _journal_once(facts), _exists(facts, clients), _outputs(facts), _timers(facts, plan), _back_off(facts, plan),
-        _terminated(facts, honest),
+        _terminated(facts, honest), _in_time(world),
         _asserted("P1", "each station's journal is one chain of epochs", lambda: check_chains(world)),
         _asserted("E1j", "no callback was entered after its checkpoint stood in the journal", lambda: check_steps(
             world, {(stop.pid, stop.session) for stop in world.history.stops if stop.believes})),
@@ -285,6 +285,17 @@ def _terminated(facts: Facts, ledger: Ledgered) -> Verdict:
         for visit in visits.get(key, ()):
             if visit.entered_ns > op.returned_ns:
                 verdict.violated(f"{visit.where}: entered after the termination was acknowledged")
+    return verdict
+
+
+def _in_time(world: World) -> Verdict:
+    """Rule 7: the deadline lies before the end, so nothing is entered any more when anybody else may act on it."""
+    verdict = Verdict("S7", "no callback was entered under a session that had been ended", len(world.history.entries))
+    believes = {(stop.pid, stop.session) for stop in world.history.stops if stop.believes}
+    for visit in world.history.entries:
+        ended_at = world.sessions_ended.get(visit.session, math.inf)
+        if visit.entered_at > ended_at and (visit.pid, visit.session) not in believes:
+            verdict.violated(f"{visit}: the session was ended at {ended_at:.3f}")
     return verdict
 
 

@@ -84,8 +84,11 @@ class World:
         self.errors: list[BaseException] = []
         self._has_account = False
         self._decoded: dict[int, Grouped] = {}  # by journal sequence
+        self.sessions_ended: dict[str, float] = {}  # when their keys said so first, in virtual time
+        self._session_prefix = subjects.control_session(self.account.name, "")
         self._journaled: dict[str, list[Message]] = {}  # by subject, in order
         self.broker.on_stored = self._stored
+        self.journal_watchers: list[Callable[[r.GroupHeader], None]] = []  # hear of each group when it is stored
         self.on_journal: Callable[[Message], None] = lambda message: None
         self.on_note: Callable[[str], None] = lambda text: None
         self._loop = asyncio.get_running_loop()
@@ -187,10 +190,16 @@ class World:
         return self._journaled.get(subjects.journal(self.account.name, station), [])
 
     def _stored(self, stream: str, message: Message) -> None:
-        """Every group is kept here: what is trimmed from the stream too."""
+        """Every group is kept here, what is trimmed from the stream too, and the end of every session."""
         if stream == subjects.journal_stream(self.account.name):
             self._journaled.setdefault(message.subject, []).append(message)
             self.on_journal(message)
+            for watch in list(self.journal_watchers):
+                watch(header_of(message))
+        elif message.subject.startswith(self._session_prefix):
+            record = decode_session(message)
+            if record is not None and record.ended:
+                self.sessions_ended.setdefault(record.session, self.now)
 
     def kept_messages(self, station: StationId) -> list[Message]:
         """What the journal still holds."""
