@@ -99,7 +99,7 @@ def test_accounts_are_made_by_several_at_once(nats_url, run_async):
             for n, bus in enumerate(buses)))
 
         assert len({repr(pair) for pair in made}) == 1
-        assert len(await buses[0].list_streams(f"toque+{account}+")) == 3
+        assert len(await buses[0].list_streams(f"toque+{account}+")) == 4  # control, journal, dead, snapshots
         for stream in await buses[0].list_streams(f"toque+{account}+"):
             await buses[0].delete_stream(stream)
         for bus in buses:
