@@ -405,8 +405,12 @@ class MemoryBus:
 
     async def open_feed(self, spec: FeedSpec, handler: Callable[[Sequence[Message]], None]) -> MemoryFeed:
         feed = MemoryFeed(self, self.broker, spec, handler)
-        await self._call("CONSUMER.CREATE", spec.stream, feed.open)
-        self._feeds.append(feed)
+        self._feeds.append(feed)  # at once: the connection may be lost between the answer and whoever waits for it
+        try:
+            await self._call("CONSUMER.CREATE", spec.stream, feed.open)
+        except BaseException:
+            await feed.close()
+            raise
         return feed
 
     # -- requests and answers

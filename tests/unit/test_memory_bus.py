@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from toque.sim.loop import VirtualLoop, run
-from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER
+from toque.storage.memory_broker import DELAY, DROP_BEFORE, DUPLICATE, LOSE_ANSWER
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
 from toque.storage.memory_stream import format_ttl, matcher, overlap, parse_ttl_s
 from toque.storage.ports import BusError, BusTimeout, FeedSpec, Message, PubAck, StreamConfig
@@ -447,3 +447,18 @@ def test_ttl_texts_are_read_as_the_server_does(text, seconds):
     """And written as Go writes durations."""
     assert parse_ttl_s(text) == seconds
     assert parse_ttl_s(format_ttl(seconds)) == seconds
+
+
+def test_a_duplicate_arrives_once_more_later():
+    """Execute twice: the second finds what the first has done, and nobody hears of it."""
+
+    async def check(world):
+        world.broker.fail_next(JOURNAL, DUPLICATE, delay_s=2.0)
+        ack = await world.bus.publish(JOURNAL, b"1", {EXPECTED: "0"})
+        await asyncio.sleep(3)
+        await world.bus.publish(JOURNAL, b"2", {EXPECTED: str(ack.sequence)})
+
+        assert world.stored == [b"1", b"2"]
+        assert world.broker.counts["refused 10071 S"] == 1
+
+    in_world(check)

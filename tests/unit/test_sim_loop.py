@@ -206,3 +206,20 @@ def test_clocks_of_two_hosts_drift_apart() -> None:
 
     assert skew == pytest.approx(5)
     assert passed == pytest.approx(150)
+
+
+def test_a_clock_that_stood_never_catches_up() -> None:
+    """As of a machine that was stopped by its hypervisor."""
+
+    async def main() -> None:
+        clock = VirtualClock(virtual_loop(), skew_s=5.0, rate=2.0)
+        before = clock.boottime()
+        clock.stand()
+        await asyncio.sleep(10)
+        assert clock.boottime() == before
+        clock.go_on()
+        assert clock.boottime() == pytest.approx(before)
+        await asyncio.sleep(1)
+        assert clock.boottime() == pytest.approx(before + 2)
+
+    run(main(), seed=1)

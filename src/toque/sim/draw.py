@@ -137,7 +137,7 @@ def _faults(rng: random.Random, kinds: Sequence[str], *, ttl_s: int, safety_s: f
         p.KILL: lambda at_s: p.Fault(at_s, p.KILL, rng.randrange(PODS), _times(rng, ttl_s, 0.05, 2), _disk(rng),
                                      age_s=_times(rng, ttl_s, 0.2, 2)),
         p.TERM: lambda at_s: p.Fault(at_s, p.TERM, rng.randrange(PODS), _times(rng, ttl_s, 0.05, 1)),
-        p.PAUSE: lambda at_s: p.Fault(at_s, p.PAUSE, rng.randrange(PODS), _times(rng, ttl_s, 0.1, 3), _moment(rng)),
+        p.PAUSE: lambda at_s: _pause(rng, at_s, ttl_s),
         p.SUSPEND: lambda at_s: p.Fault(at_s, p.SUSPEND, rng.randrange(PODS), _times(rng, ttl_s, 0.5, 3), _moment(rng)),
         p.CUT: lambda at_s: p.Fault(at_s, p.CUT, rng.randrange(PODS), _times(rng, ttl_s, 0.05, 4),
                                     rng.choice(p.CONNECTIONS)),
@@ -157,6 +157,12 @@ def _faults(rng: random.Random, kinds: Sequence[str], *, ttl_s: int, safety_s: f
 def _times(rng: random.Random, ttl_s: int, low: float, high: float) -> float:
     """So many TTLs; short and long ones alike."""
     return float(round(ttl_s * low * (high / low) ** rng.random(), 3))
+
+
+def _pause(rng: random.Random, at_s: float, ttl_s: int) -> p.Fault:
+    """One that begins in the midst of a commit is the more interesting the longer it is."""
+    how = _moment(rng)
+    return p.Fault(at_s, p.PAUSE, rng.randrange(PODS), _times(rng, ttl_s, 1.2 if how else 0.1, 3), how)
 
 
 def _moment(rng: random.Random) -> str:

@@ -16,8 +16,10 @@ from toque.sim.node import Disk, PodNode
 from toque.sim.process import State
 from toque.sim.world import World
 from toque.storage import fold
+from toque.storage.journal import decode_group, header_of
 from toque.storage.memory_bus import MemoryBus
-from toque.storage.records import GroupHeader
+from toque.storage.ports import Message
+from toque.storage.records import StepDone
 
 RESTART_S: Final = 1.0  # after an exit that nobody ordered, and after a start that failed
 COMMIT_S_MAX: Final = 3.0  # how long a pause waits for its moment
@@ -185,11 +187,12 @@ class Nemesis:
             self.counts["zombies"] += bool(session) and not self._world.session_lives(session)
 
     async def _next_commit(self, node: PodNode) -> None:
-        """Wait until the broker has stored a group of the pod, the answer to which is on its way then."""
+        """Wait until the broker has stored a step's result of the pod, the answer to which is on its way then."""
         stored = asyncio.Event()
 
-        def watch(header: GroupHeader) -> None:
-            if header.session == node.process.session:
+        def watch(message: Message) -> None:
+            mine = header_of(message).session == node.process.session
+            if mine and any(isinstance(record, StepDone) for record in decode_group(message)):
                 stored.set()
 
         self._world.journal_watchers.append(watch)

@@ -15,7 +15,7 @@ import msgspec
 
 KILL: Final = "kill"  # kill -9 of a pod; it comes back after `seconds`, on the disk that `how` says
 TERM: Final = "term"  # SIGTERM of a pod; it comes back `seconds` after its exit
-PAUSE: Final = "pause"  # SIGSTOP of a pod for `seconds`; `how` = commit: with the answer to its next group on the way
+PAUSE: Final = "pause"  # SIGSTOP of a pod for `seconds`; `how` = commit: as soon as a step's result of it is stored
 SUSPEND: Final = "suspend"  # the same, and its clock stands still too and never catches up (a stopped machine)
 CUT: Final = "cut"  # a pod's connection is cut for `seconds`: `how` = pod, keeper or both
 CUT_CLIENTS: Final = "cut clients"  # the clients' connections are cut for `seconds`

@@ -88,7 +88,7 @@ class World:
         self._session_prefix = subjects.control_session(self.account.name, "")
         self._journaled: dict[str, list[Message]] = {}  # by subject, in order
         self.broker.on_stored = self._stored
-        self.journal_watchers: list[Callable[[r.GroupHeader], None]] = []  # hear of each group when it is stored
+        self.journal_watchers: list[Callable[[Message], None]] = []  # hear of each group when it is stored
         self.on_journal: Callable[[Message], None] = lambda message: None
         self.on_note: Callable[[str], None] = lambda text: None
         self._loop = asyncio.get_running_loop()
@@ -195,7 +195,7 @@ class World:
             self._journaled.setdefault(message.subject, []).append(message)
             self.on_journal(message)
             for watch in list(self.journal_watchers):
-                watch(header_of(message))
+                watch(message)
         elif message.subject.startswith(self._session_prefix):
             record = decode_session(message)
             if record is not None and record.ended:
