@@ -52,7 +52,7 @@ class Answers:
         self._station = station
         self._context = station.context
         self._subscription: Subscription | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in their order, so that runs can be repeated
         self._operations: dict[str, tuple[type[Any], Callable[[Any, bool], Awaitable[Answer]]]] = {
             "status": (InstanceRequest, self._status),
             "describe": (InstanceRequest, self._describe),
@@ -76,8 +76,8 @@ class Answers:
     def _asked(self, message: Message) -> None:
         if message.reply:
             task = asyncio.get_running_loop().create_task(self._serve(message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = None
+            task.add_done_callback(self._tasks.pop)
 
     async def _serve(self, message: Message) -> None:
         json = is_json(message.data)

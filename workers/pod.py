@@ -122,8 +122,8 @@ class Pod:
         self._halted: dict[StationId, str] = {}
         self._own_sessions: set[str] = set()
         self._sessionless = ""  # why there is no session, when a lost one could not be followed by another yet
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._session_tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Future[None], None] = {}  # in their order, so that runs can be repeated
+        self._session_tasks: dict[asyncio.Future[None], None] = {}
         slots = Slots(may_start=lambda: self.context.may_start())
         self.context = PodContext(
             pod=pod, account=account.name, app=app, bus=bus, store=store, clock=clock, rng=rng,
@@ -186,11 +186,11 @@ class Pod:
     def _spawn(self, coroutine: Awaitable[None], *, of_session: bool = False) -> None:
         tasks = self._session_tasks if of_session else self._tasks
         task = asyncio.ensure_future(coroutine)
-        tasks.add(task)
+        tasks[task] = None
         task.add_done_callback(lambda done: self._task_done(done, tasks))
 
-    def _task_done(self, task: asyncio.Future[None], tasks: set[asyncio.Task[None]]) -> None:
-        tasks.discard(task)
+    def _task_done(self, task: asyncio.Future[None], tasks: dict[asyncio.Future[None], None]) -> None:
+        tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a part of the pod failed", exc_info=error)
             self.stop(error if isinstance(error, ToqueError)

@@ -72,7 +72,7 @@ class Station:
         self._admitting: set[tuple[str, str]] = set()  # ids of control operations on queued instances, under way
         self._at_gate: list[Engine] = []
         self._gate_watched = False  # the next acceptance opens the gate
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in their order, so that runs can be repeated
         self.commits = GroupCommit(
             context.journal, context.store, station, tail, may_send=self._session.in_time,
             on_accepted=self._group_accepted, on_lost=self._commits_lost,
@@ -229,8 +229,8 @@ class Station:
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something that ends with the station, at the latest."""
         task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return task
 
     # -- the engines' host ---------------------------------------------------------------------------------------------
