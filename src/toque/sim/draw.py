@@ -20,6 +20,7 @@ KINDS_MIN: Final = 2
 INSTANCES: Final = 20
 TTLS_S: Final = (2, 2, 3)
 LIMITS: Final = (3, 6, 12, 50, 50)
+SNAPSHOT_BYTES: Final = (0, 1_000, 5_000)
 DRIFT_MAX: Final = 0.0003  # below what broker time allows for
 SKEW_S_MAX: Final = 100_000.0
 WEIGHTS: Final = {p.KILL: 4, p.TERM: 2, p.PAUSE: 4, p.SUSPEND: 1, p.CUT: 3, p.CUT_CLIENTS: 1, p.BROKER: 2, p.WRITE_DEAD: 1,
@@ -49,12 +50,14 @@ def draw_plan(seed: int) -> p.Plan:
     kinds = _kinds(rng)
     limit = rng.choice(LIMITS)
     slowest_ms = rng.choice((1.0, 2.0, 2.0, 20.0))
+    snapshot_bytes = rng.choice(SNAPSHOT_BYTES)
     faults = _faults(rng, kinds, ttl_s=ttl_s, safety_s=safety_s, workflows=[shape.name for shape in shapes], limit=limit)
     return p.Plan(
         seed=seed, ttl_s=ttl_s, stations=rng.choice((2, 3, 4)), limit=limit, retries=rng.randint(2, 3),
         retry_delay_s=round(rng.choice((0.2, 0.5, 2.0)), 3), delay_ms=(0.1, slowest_ms), safety_s=round(safety_s, 3),
         clocks=tuple(_clock(rng) for _ in range(PODS)), shapes=shapes,
         creations=_creations(rng, [shape.name for shape in shapes], safety_s), faults=faults,
+        snapshot_bytes=snapshot_bytes,
         knobs=f"ttl {ttl_s} s, limit {limit}, delays to {slowest_ms:g} ms, faults: {', '.join(kinds)}")
 
 

@@ -20,6 +20,7 @@ from toque.storage.journal import decode_group, header_of
 from toque.storage.memory_bus import MemoryBus
 from toque.storage.ports import Message
 from toque.storage.records import StepDone
+from toque.workers.snapshot_taker import SnapshotRules
 
 RESTART_S: Final = 1.0  # after an exit that nobody ordered, and after a start that failed
 COMMIT_S_MAX: Final = 3.0  # how long a pause waits for its moment
@@ -30,10 +31,12 @@ ROT_TABLES: Final = (fold.ROWS, fold.HISTORY, fold.POSITION, fold.IDS, fold.TIME
 class Pods:
     """The pods as a supervisor sees them: each is started again when it has ended, as long as it is wanted."""
 
-    def __init__(self, world: World, app: App, clocks: tuple[p.HostClock, ...]) -> None:
+    def __init__(self, world: World, app: App, plan: p.Plan) -> None:
         self._world = world
         self._app = app
-        self._clocks = clocks
+        self._clocks = clocks = plan.clocks
+        least = plan.snapshot_bytes
+        self._snapshot_rules = SnapshotRules(journal_bytes_min=least, held_back_bytes_min=least) if least else None
         self._nodes: dict[int, PodNode] = {}
         self._down_s: dict[int, float] = {}  # by pod: how long it shall be down next time
         self.tasks = [asyncio.ensure_future(self._supervise(number)) for number in range(len(clocks))]
@@ -56,6 +59,7 @@ class Pods:
         while True:
             with contextlib.suppress(ToqueError):  # no broker just now: it is started again like any other
                 await self._world.start_pod(self.name(number), self._app, skew_s=clock.skew_s, rate=clock.rate,
+                                            snapshot_rules=self._snapshot_rules,
                                             on_made=lambda node: self._made(number, node))
             if number in self._nodes:
                 await self._nodes[number].died

@@ -106,6 +106,7 @@ class Plan(msgspec.Struct, frozen=True):
     creations: tuple[Creation, ...]
     faults: tuple[Fault, ...]
     knobs: str = ""
+    snapshot_bytes: int = 0  # so much journal lies between two snapshots of a station; 0 = as much as in real pods
 
 
 def to_json(plan: Plan) -> bytes:

@@ -83,7 +83,7 @@ class _Play:
     async def _play(self, world: World, trace: Trace) -> Outcome:
         plan, began = self._plan, world.now
         app = world.app(*(make_workflow(shape, plan, world.history) for shape in plan.shapes))
-        pods = Pods(world, app, plan.clocks)
+        pods = Pods(world, app, plan)
         clients = Clients(world, plan.creations)
         nemesis = Nemesis(world, pods, plan, clients.buses)
         await asyncio.sleep(plan.safety_s)

@@ -329,6 +329,8 @@ def counts(world: World, nemesis: Counter[str]) -> Counter[str]:
     facts = Facts(world)
     for station in world.stations():
         _count_chain(world, station, seen)
+        seen["snapshots"] += len(world.records(r.Snapshot, station))
+        seen["trimmed journals"] += len(world.kept_messages(station)) < len(world.journal_messages(station))
     for records in facts.records.values():
         for _, record in records:
             seen[f"{type(record).__name__} records"] += 1
@@ -376,7 +378,7 @@ EXPECTED: Final = (  # what a sweep has to see
     "dropped messages", "fenced or repeated commits", "refused renewals", "expired sessions", "lost sessions",
     "takeovers", "moved stations", "claims above an own epoch", "unknown outcomes", "cut attempts",
     "attempts ended from outside", "repeated attempts", "timed-out attempts", "Interrupted records", "Woken records",
-    "SleepDone records", "StepFailed records", "create failed", "terminate ok")
+    "snapshots", "trimmed journals", "SleepDone records", "StepFailed records", "create failed", "terminate ok")
 
 
 def unseen(total: Counter[str]) -> list[str]:
