@@ -191,6 +191,7 @@ class MemoryFeed:
         self._lane.cut()
         if self._consumer is not None:
             self._broker.remove_consumer(self._consumer)
+            self._consumer = None  # a `want` may be on its way still
         self._bus.forget_feed(self)
 
     def _send(self, messages: list[Message]) -> None:

@@ -224,6 +224,21 @@ def test_a_closed_feed_delivers_nothing_more(each_bus):
         await arrived(stage, collected, 1)
 
 
+def test_what_is_wanted_right_before_the_close_is_not_delivered(each_bus):
+    """A message that comes behind the close would be taken for one of the next feed."""
+
+    @each_bus
+    async def check(stage):
+        await stage.stream()
+        await publish_all(stage, "a", "b")
+        feed, collected = await stage.feed()
+
+        feed.want(10)
+        await feed.close()
+
+        await arrived(stage, collected, 0)
+
+
 def test_a_feed_goes_on_after_the_server_was_gone(each_bus_alone):
     """Behind the last message delivered, with the credit that was left: nothing is skipped."""
 
