@@ -80,14 +80,17 @@ class Recipe(NamedTuple):
     """Share of the faults of pods that hit station 0's owner; at least one does, if the share is not 0."""
 
 
-def schedule(recipe: Recipe, *, count: int, seed: int, ttl_s: float) -> list[Fault]:
-    """The faults of a run: the same for the same arguments. Each kind comes about equally often."""
+def schedule(recipe: Recipe, *, count: int, seed: int, ttl_s: float, lasts_ttls: float | None = None) -> list[Fault]:
+    """The faults of a run: the same for the same arguments. Each kind comes about equally often.
+
+    `lasts_ttls`: how long each fault that lasts does, in TTLs; None = drawn for each, as LASTS_TTLS says.
+    """
     rng = random.Random(seed)
     kinds = [kind for _ in range(-(-count // len(recipe.kinds))) for kind in _shuffled(rng, recipe.kinds)][:count]
     of_pods = [number for number, kind in enumerate(kinds) if kind not in OF_SERVER]
     wanted = max(1, round(len(of_pods) * recipe.owners_of_zero)) if recipe.owners_of_zero else 0
     zeros = set(rng.sample(of_pods, min(wanted, len(of_pods))))
-    return [Fault(number, kind, rng.randint(*PAUSE_CALLBACKS), rng.random(), _lasts_s(rng, kind, ttl_s),
+    return [Fault(number, kind, rng.randint(*PAUSE_CALLBACKS), rng.random(), _lasts_s(rng, kind, ttl_s, lasts_ttls),
                   number in zeros, rng.random()) for number, kind in enumerate(kinds)]
 
 
@@ -95,10 +98,10 @@ def _shuffled(rng: random.Random, kinds: Sequence[Kind]) -> list[Kind]:
     return rng.sample(kinds, len(kinds))
 
 
-def _lasts_s(rng: random.Random, kind: Kind, ttl_s: float) -> float:
-    """Short ones as often as long ones: even on a logarithmic scale."""
+def _lasts_s(rng: random.Random, kind: Kind, ttl_s: float, lasts_ttls: float | None) -> float:
+    """Short ones as often as long ones, unless it is given: even on a logarithmic scale."""
     if kind not in LASTS_TTLS:
         return 0.0
     least, most = LASTS_TTLS[kind]
-    share: float = (most / least) ** rng.random()
-    return round(ttl_s * least * share, 2)
+    drawn: float = least * (most / least) ** rng.random()
+    return round(ttl_s * (drawn if lasts_ttls is None else lasts_ttls), 2)

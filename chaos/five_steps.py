@@ -27,6 +27,7 @@ IN_THREAD = "chop"
 NAP_BEFORE, NAP_AFTER = "chop", "cook"  # the steps around the nap
 ORDER = {WORKFLOW: {step: stage for stage, step in enumerate(STEPS)}}
 RETRIES = Retries(limit=3, delay="1 second")
+IN_THREAD_MS_MAX = 100  # a pod has few threads: longer, and they would be what bounds a crowd
 
 
 @dataclass
@@ -46,7 +47,10 @@ async def lifespan() -> AsyncIterator[Reporters]:
 
 
 class Order(msgspec.Struct, frozen=True):
-    """`number` decides the result; each callback takes `callback_ms` and holds `ballast_kb` of memory meanwhile."""
+    """`number` decides the result; each callback takes `callback_ms` and holds `ballast_kb` of memory meanwhile.
+
+    The one in a thread takes IN_THREAD_MS_MAX at most.
+    """
 
     number: int
     callback_ms: int = 50
@@ -77,7 +81,7 @@ class FiveSteps(Workflow[Order, int], name=WORKFLOW):
     def in_thread(self, ctx: StepContext, number: int, order: Order) -> int:
         with self.env.of_threads.inside(ctx):
             with _holding(order.ballast_kb):
-                time.sleep(order.callback_ms / 1000)
+                time.sleep(min(order.callback_ms, IN_THREAD_MS_MAX) / 1000)
             return follow(number, ctx.name)
 
 

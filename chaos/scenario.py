@@ -66,6 +66,9 @@ class RunOptions:
     faults: int | None = None
     instances: int | None = None
     limit: int | None = None
+    callback_ms: int | None = None
+    lasts_ttls: float | None = None
+    """How long each fault that lasts does, in TTLs."""
     prefix: str = "order"
     command: str = ""
     """What repeats the run, for the report."""
@@ -149,8 +152,10 @@ async def run(scenario: Scenario, options: RunOptions, topology: Topology, *, di
     """
     await topology.check(frozenset(scenario.recipe.kinds))
     load_options = replace(scenario.load, prefix=options.prefix, limit=options.limit or scenario.load.limit,
-                           instances=options.instances or scenario.load.instances)
-    faults = schedule(scenario.recipe, count=options.faults or scenario.faults, seed=options.seed, ttl_s=topology.ttl_s)
+                           instances=options.instances or scenario.load.instances,
+                           callback_ms=options.callback_ms or scenario.load.callback_ms)
+    faults = schedule(scenario.recipe, count=options.faults or scenario.faults, seed=options.seed, ttl_s=topology.ttl_s,
+                      lasts_ttls=options.lasts_ttls)
     _write(directory / "faults.jsonl", faults)
     running = _Running(options, load_options, faults, topology, directory, show)
     async with _limited(topology.client, load_options.limit):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -28,36 +28,34 @@ _request_decoder = msgspec.msgpack.Decoder(LeaseRequest)
 
 @dataclass(slots=True)
 class Appetite:
-    """What a session asked for last."""
+    """What a session asked for last. `begun`: of the demand, what runs, or had begun and waits for a slot."""
 
     demand: int
     wanted: int
+    begun: int = 0
 
 
 def share(limit: int, appetites: Mapping[str, Appetite]) -> dict[str, int]:
-    """Max-min shares: first of what is needed, then of what is wanted on top. Pure; the sum is at most the limit."""
-    shares = _max_min(limit, {session: appetite.demand for session, appetite in appetites.items()})
+    """Max-min shares: of what had begun, then of what is needed, then of what is wanted. Pure; at most the limit in sum."""
+    shares = dict.fromkeys(appetites, 0)
+    shares = _filled(limit, shares, {session: its.begun for session, its in appetites.items()})
+    shares = _filled(limit, shares, {session: its.demand for session, its in appetites.items()})
+    return _filled(limit, shares, {session: its.wanted for session, its in appetites.items()})
+
+
+def _filled(limit: int, floors: Mapping[str, int], wants: Mapping[str, int]) -> dict[str, int]:
+    """Each up to its want, the lowest first, none below its floor; the floors are within the limit."""
+    def at(level: int) -> dict[str, int]:
+        return {session: max(floor, min(wants[session], level)) for session, floor in floors.items()}
+
+    low, high = 0, max(wants.values(), default=0)
+    while low < high:  # the highest level that the limit allows
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if sum(at(middle).values()) <= limit else (low, middle - 1)
+    shares = at(low)
     left = limit - sum(shares.values())
-    extra = _max_min(left, {
-        session: max(0, appetite.wanted - shares[session]) if shares[session] >= appetite.demand else 0
-        for session, appetite in appetites.items()
-    })
-    return {session: shares[session] + extra[session] for session in appetites}
-
-
-def _max_min(limit: int, wants: Mapping[str, int]) -> dict[str, int]:
-    shares = dict.fromkeys(wants, 0)
-    left = limit
-    waiting = sorted(wants, key=lambda session: (wants[session], session))
-    while waiting:
-        session = waiting.pop(0)
-        fair = left // (len(waiting) + 1)
-        shares[session] = min(wants[session], fair)
-        left -= shares[session]
-    for session in sorted(wants):  # what the division left over
-        if left <= 0:
-            break
-        if shares[session] < wants[session]:
+    for session in sorted(wants, reverse=True):  # what is less than one each
+        if left > 0 and shares[session] <= low < wants[session]:
             shares[session] += 1
             left -= 1
     return shares
@@ -77,7 +75,7 @@ class Gatekeeper:
                  respond: Callable[[Message, bytes], None], nudge: Callable[[], None],
                  in_time: Callable[[], bool]) -> None:
         self._book = _Book(dict(leases))
-        self._told: dict[str, int] = {}  # by session: the target of its last answer
+        self._told: dict[str, int] = {}  # by session: how far its last answer let it admit
         self._accepted: dict[str, asyncio.Future[None]] = {}  # by session: the acceptance of its last record
         self._control = control
         self._clock = clock
@@ -104,35 +102,38 @@ class Gatekeeper:
         except msgspec.MsgspecError:
             return  # not ours to answer: the caller times out
         if not self._is_live(request.session):
-            self._answer(message, LeaseAnswer(self._epoch, 0, 0, code="unknown_session"))
+            self._answer(message, LeaseAnswer(self._epoch, 0, 0, 0, code="unknown_session"))
             return
         lease = self._book.leases.get(request.session, LeaseRow(0, 0))
         if request.number <= lease.number:
             return  # an old request, delivered late
-        self._book.appetites[request.session] = Appetite(request.demand, max(request.wanted, request.demand))
-        slots, target = self._decide(request, lease.slots)
+        self._book.appetites[request.session] = Appetite(
+            max(request.demand, request.begun), max(request.wanted, request.demand, request.begun), request.begun)
+        slots, target, admit = self._decide(request, lease.slots)
         self._book.leases[request.session] = LeaseRow(request.number, slots)
-        self._told[request.session] = target
+        self._told[request.session] = admit
         if slots != lease.slots:
             record = Lease(0, 0, 0, self._now_ms(), request.session, request.number, slots)
             self._accepted[request.session] = self._commit(record)
-        self._answer_when_accepted(message, request.session, LeaseAnswer(self._epoch, slots, target))
+        self._answer_when_accepted(message, request.session, LeaseAnswer(self._epoch, slots, target, admit))
         if slots < lease.slots:
             self._nudge_hungry()
 
-    def _decide(self, request: LeaseRequest, held: int) -> tuple[int, int]:
-        """The new holding and the target. Lowering needs the pod's own report: its ceiling."""
-        shares = self._shares()
-        target = shares[request.session]
+    def _decide(self, request: LeaseRequest, held: int) -> tuple[int, int, int]:
+        """The new holding, the target and how far new instances go. Lowering needs the pod's own report: its ceiling.
+
+        Instances that had begun, of any pod, come before new ones; what they hold above a fair share no new one follows
+        into (decision 0010).
+        """
+        shares, fair = self._shares(), self._shares(fair=True)
+        target, admit = shares[request.session], fair[request.session]
         held = min(held, max(request.ceiling, 0))
         free = self._control.account.max_concurrent - (
             self.granted - self._book.leases.get(request.session, LeaseRow(0, 0)).slots) - held
-        if target <= held:
-            return held, target
         slots = held + max(0, min(target - held, free))
-        if slots < target and self._unaware(shares):
+        if slots < admit and self._unaware(fair):
             self._nudge()  # others hold more than their share: they report, lower, and this one is nudged again
-        return slots, target
+        return slots, target, admit
 
     def _unaware(self, shares: Mapping[str, int]) -> bool:
         """Whether a living session holds more than its share and has not been told so yet, or was not heard at all."""
@@ -144,10 +145,15 @@ class Gatekeeper:
         return [session for session in self._book.leases
                 if (seen := self._control.sessions.get(session)) is not None and seen.expired]
 
-    def _shares(self) -> dict[str, int]:
-        """Of the living sessions that have asked, in what the others do not hold: those that died, or were not heard."""
+    def _shares(self, *, fair: bool = False) -> dict[str, int]:
+        """Of the living sessions that have asked, in what the others do not hold: those that died, or were not heard.
+
+        `fair`: as if nothing had begun.
+        """
         asking = {session: appetite for session, appetite in self._book.appetites.items() if self._is_live(session)}
         frozen = sum(lease.slots for session, lease in self._book.leases.items() if session not in asking)
+        if fair:
+            asking = {session: replace(appetite, begun=0) for session, appetite in asking.items()}
         return share(max(0, self._control.account.max_concurrent - frozen), asking)
 
     def _is_live(self, session: str) -> bool:

@@ -33,7 +33,9 @@ class Leasing:
         self._number = 0
         self._epoch = 0
         self._target = slots_max
+        self._admit = slots_max
         self._told = 0  # the demand of the last request
+        self._told_begun = 0
         self._news = asyncio.Event()
         self._nudges: Subscription | None = None
         self.leased = 0
@@ -55,12 +57,13 @@ class Leasing:
 
     def ask_soon(self) -> None:
         """Work waits and no slot is free: ask at once, unless the Gatekeeper knows (it nudges when it has more)."""
-        if self._slots.demand > max(self.leased, self._told):
+        slots = self._slots
+        if slots.demand > max(self.leased, self._told) or slots.begun > max(self.leased, self._told_begun):
             self._news.set()
 
     def lower_soon(self) -> None:
         """Slots were given back that others wait for: tell it at once."""
-        if max(self._target, self._slots.in_use) < self.leased:
+        if self._needed() < self.leased:
             self._news.set()
 
     def _nudged(self, _: Message) -> None:
@@ -74,9 +77,10 @@ class Leasing:
         demand = min(self._demand(), self._slots_max)
         self._told = demand
         self.wanted = min(max(demand, SPARE_SLOTS), self._slots_max)
-        ceiling = max(min(self.leased, self._target), slots.in_use)
-        slots.set_ceiling(min(self.leased, max(self._target, 0)))  # lowered first, reported after
-        request = LeaseRequest(self._session.id, self._number, demand, self.wanted, ceiling)
+        self._told_begun = begun = min(slots.begun, self._slots_max)
+        ceiling = max(min(self.leased, self._needed()), slots.in_use)
+        slots.set_ceiling(min(self.leased, self._needed()), self._admit)  # lowered first, reported after
+        request = LeaseRequest(self._session.id, self._number, demand, self.wanted, ceiling, begun)
         self.requests += 1
         try:
             reply = await self._bus.request(subjects.gatekeeper(self._account), msgspec.msgpack.encode(request),
@@ -89,7 +93,12 @@ class Leasing:
             self._epoch = answer.epoch
             self.leased = answer.slots
             self._target = answer.target
-            slots.set_ceiling(min(answer.slots, answer.target))
+            self._admit = answer.admit
+            slots.set_ceiling(min(answer.slots, answer.target), answer.admit)
+
+    def _needed(self) -> int:
+        """Up to the target: what the pod may fill with new instances, or what had begun, where that is more."""
+        return max(0, min(self._target, max(self._admit, self._slots.begun)))
 
     def _retry_soon(self) -> None:
         asyncio.get_running_loop().call_later(RETRY_S, self._news.set)

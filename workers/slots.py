@@ -45,12 +45,16 @@ class Source(Protocol):
 
 
 class Slots:
-    """One pod's slots. `ceiling` is what it holds itself to; instances above a lowered one run to their next wait."""
+    """One pod's slots. `ceiling` is what it holds itself to, `admit` is how far it goes with new instances.
+
+    Instances above a lowered ceiling run to their next wait.
+    """
 
     def __init__(self, *, may_start: Callable[[], bool]) -> None:
         self._loop = asyncio.get_running_loop()
         self._may_start = may_start
         self.ceiling = 0
+        self.admit = 0
         self.in_use = 0
         self.sources: list[Source] = []
         self._woken: list[tuple[int, int, Waker, int]] = []
@@ -61,19 +65,27 @@ class Slots:
 
     @property
     def free(self) -> int:
-        return max(0, self.ceiling - self.in_use)
+        """Slots for new instances."""
+        return max(0, self.admit - self.in_use)
+
+    @property
+    def begun(self) -> int:
+        """Slots in use, and those that woken instances wait for."""
+        return self.in_use + len(self._woken)
 
     @property
     def demand(self) -> int:
         """Slots for the work that the pod sees."""
-        return self.in_use + len(self._woken) + sum(source.waiting for source in self.sources)
+        return self.begun + sum(source.waiting for source in self.sources)
 
     @property
     def prefetch(self) -> int:
         return max(1, min(PREFETCH_MAX, self.ceiling // 4))
 
-    def set_ceiling(self, ceiling: int) -> None:
+    def set_ceiling(self, ceiling: int, admit: int | None = None) -> None:
+        """`admit`: at most the ceiling, and the same unless it is given."""
         self.ceiling = ceiling
+        self.admit = ceiling if admit is None else min(admit, ceiling)
         self.kick()
 
     def wake(self, due: int, waker: Waker, serial: int) -> None:
@@ -108,8 +120,8 @@ class Slots:
         else:
             self.kick()
         self.on_start()
-        hungry = bool(self._woken) or any(source.can_admit for source in self.sources)
-        if self.in_use >= self.ceiling and hungry:
+        waiting = self.in_use >= self.admit and any(source.can_admit for source in self.sources)
+        if waiting or (self.in_use >= self.ceiling and self._woken):
             self.on_hunger()
 
     def _start_one(self) -> bool:
@@ -119,6 +131,8 @@ class Slots:
                 continue
             if self._with_slot(lambda: waker.start_woken(serial)):  # noqa: B023  # called at once
                 return True
+        if self.in_use >= self.admit:
+            return False
         best: Source | None = None
         for source in self.sources:
             if source.can_admit and (best is None or source.slots_in_use < best.slots_in_use):

@@ -173,6 +173,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
 class LeaseRequest(msgspec.Struct, omit_defaults=True):
     """A session asks the Gatekeeper: `demand` slots for work it sees, `wanted` with some spare ones on top.
 
+    `begun`: those of the demand that are in use, or that instances wait for which had begun: these come before new ones.
     `ceiling` is what the pod holds itself to now: never above what it was granted, and already lowered when it is less.
     """
 
@@ -181,14 +182,19 @@ class LeaseRequest(msgspec.Struct, omit_defaults=True):
     demand: int
     wanted: int
     ceiling: int
+    begun: int = 0
 
 
 class LeaseAnswer(msgspec.Struct, omit_defaults=True):
-    """The absolute number of slots; `target` below `slots` asks the pod to lower its ceiling and report."""
+    """The absolute number of slots; `target` below `slots` asks the pod to lower its ceiling and report.
+
+    `admit`: new instances are admitted only while fewer slots than this are in use.
+    """
 
     epoch: int
     slots: int
     target: int
+    admit: int
     code: str = "ok"  # ok | retry | unknown_session
 
 

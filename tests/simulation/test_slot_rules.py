@@ -276,7 +276,7 @@ def test_an_answer_of_an_older_gatekeeper_is_not_believed():
         await world.all_owned()
         await world.until(lambda: a.pod._leasing.leased == 2, "a holds the limit")
         impostor = world.bus()
-        stale = msgspec.msgpack.encode(LeaseAnswer(0, 50, 50))
+        stale = msgspec.msgpack.encode(LeaseAnswer(0, 50, 50, 50))
         await impostor.subscribe(subjects.gatekeeper("main"), lambda message: impostor.respond(message, stale))
         ids = await create(world, 40)
         await world.until(lambda: len(world.records(r.Ended)) == 40, "all have ended")

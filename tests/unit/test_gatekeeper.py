@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import msgspec
@@ -43,6 +44,30 @@ def test_shares_leave_no_slot_idle(limit, wants):
 
     left = limit - sum(shares.values())
     assert left == 0 or all(shares[session] == appetite.wanted for session, appetite in wants.items())
+
+
+@given(st.integers(0, 120), appetites, st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 50)))
+def test_what_had_begun_comes_first(limit, wants, begun):
+    """No share above what had begun while any of that is not served; and no more in sum than the limit."""
+    wants = {session: replace(its, begun=begun.get(session, 0), demand=max(its.demand, begun.get(session, 0)))
+             for session, its in wants.items()}
+    shares = share(limit, wants)
+
+    assert sum(shares.values()) <= limit
+    if any(shares[session] < its.begun for session, its in wants.items()):
+        assert all(shares[session] <= its.begun for session, its in wants.items())
+
+
+@given(st.integers(0, 120), appetites, st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 50)))
+def test_no_share_is_above_what_had_begun_and_the_fair_share(limit, wants, begun):
+    """L3: a slot that is kept for nothing that had begun can be used by something new."""
+    wants = {session: replace(its, begun=begun.get(session, 0), demand=max(its.demand, begun.get(session, 0)))
+             for session, its in wants.items()}
+    fair = share(limit, {session: replace(its, begun=0) for session, its in wants.items()})
+
+    shares = share(limit, wants)
+
+    assert all(shares[session] <= max(its.begun, fair[session]) for session, its in wants.items())
 
 
 @given(st.integers(0, 60), st.integers(1, 6))
@@ -100,9 +125,9 @@ class Bench:
             else:
                 seen.record = record
 
-    async def ask(self, session, number, *, demand=0, wanted=0, ceiling=0):
+    async def ask(self, session, number, *, demand=0, wanted=0, ceiling=0, begun=0):
         """The answer, or None when there is none yet."""
-        request = LeaseRequest(session, number, demand, wanted, ceiling)
+        request = LeaseRequest(session, number, demand, wanted, ceiling, begun)
         reply = f"{session}-{number}"
         self.answers.pop(reply, None)
         self.keeper.handle(Message("lease", msgspec.msgpack.encode(request), reply=reply))
@@ -129,7 +154,62 @@ def test_a_grant_is_sent_only_after_its_record_is_accepted():
 
         bench.accept()
         await asyncio.sleep(0)
-        assert bench.answers["a-1"] == LeaseAnswer(4, 4, 4)
+        assert bench.answers["a-1"] == LeaseAnswer(4, 4, 4, 4)
+
+    on_bench(check)
+
+
+def test_slots_that_come_free_go_to_what_had_begun_first():
+    """A pod died: its instances wake in a pod that holds its share, while a new pod has a queue to admit from."""
+
+    async def check(bench):
+        bench.see("a", "b", "dead")
+        await bench.ask("dead", 1, demand=4)
+        await bench.ask("a", 1, demand=6, begun=6)
+        assert (await bench.ask("b", 1, demand=50)).slots == 0
+        assert (await bench.ask("a", 2, demand=9, ceiling=6, begun=9)).slots == 6
+
+        bench.see("dead", ended="dead")
+        bench.keeper.sweep()
+
+        assert (await bench.ask("b", 2, demand=50)).slots == 1
+        assert (await bench.ask("a", 3, demand=9, ceiling=6, begun=9)).slots == 9
+
+    on_bench(check)
+
+
+def test_nothing_new_follows_into_slots_above_the_fair_share():
+    """Else a pod that has all would keep all: as its instances end, the holding falls to what the others leave it."""
+
+    async def check(bench):
+        bench.see("a", "b")
+        await bench.ask("a", 1, demand=10, begun=10)
+        await bench.ask("b", 1, demand=10)
+
+        answer = await bench.ask("a", 2, demand=20, ceiling=10, begun=10)
+        assert (answer.slots, answer.target, answer.admit) == (10, 10, 5)
+
+        answer = await bench.ask("a", 3, demand=20, ceiling=7, begun=7)
+        assert (answer.slots, answer.target, answer.admit) == (7, 7, 5)
+        assert (await bench.ask("b", 2, demand=10)).slots == 3
+
+    on_bench(check)
+
+
+def test_a_lower_limit_holds_for_what_had_begun_too():
+    """L5: though instances wake all the time, the targets are within the limit in sum."""
+
+    async def check(bench):
+        bench.see("a", "b")
+        await bench.ask("a", 1, demand=5, begun=5)
+        await bench.ask("b", 1, demand=5, begun=5)
+
+        bench.control.account.max_concurrent = 4
+        first = await bench.ask("a", 2, demand=60, ceiling=5, begun=60)
+        second = await bench.ask("b", 2, demand=60, ceiling=5, begun=60)
+
+        assert first.target + second.target <= 4 + 1
+        assert (await bench.ask("a", 3, demand=60, ceiling=first.target, begun=60)).target == 2
 
     on_bench(check)
 

@@ -28,7 +28,7 @@ class Bench:
         self.slots = Slots(may_start=lambda: False)
         self.requests: list[LeaseRequest] = []
         self.ceilings: list[int] = []  # of the slots, when each request was sent
-        self.answer: LeaseAnswer | None = LeaseAnswer(1, 8, 8)
+        self.answer: LeaseAnswer | None = LeaseAnswer(1, 8, 8, 8)
         self.on_request: Callable[[], None] = lambda: None
         self.leasing = Leasing(self, "main", self.session, self.slots, slots_max=100)  # type: ignore[arg-type]
 
@@ -74,7 +74,7 @@ def test_a_pod_holds_itself_to_what_it_was_granted():
     async def check(bench: Bench) -> None:
         assert (bench.leasing.leased, bench.slots.ceiling) == (8, 8)
 
-        bench.answer = LeaseAnswer(1, 8, 5)
+        bench.answer = LeaseAnswer(1, 8, 5, 5)
         await bench.next()
 
         assert (bench.leasing.leased, bench.slots.ceiling) == (8, 5)
@@ -86,7 +86,7 @@ def test_a_pod_lowers_its_ceiling_first_and_reports_after():
     """What a request says is free is used by nobody here any more."""
 
     async def check(bench: Bench) -> None:
-        bench.answer = LeaseAnswer(1, 8, 5)
+        bench.answer = LeaseAnswer(1, 8, 5, 5)
         await bench.next()
         bench.slots.ceiling = 8  # as if the answer had not lowered it
 
@@ -103,12 +103,53 @@ def test_slots_in_use_are_not_reported_as_free():
 
     async def check(bench: Bench) -> None:
         bench.slots.in_use = 7
-        bench.answer = LeaseAnswer(1, 8, 2)
+        bench.answer = LeaseAnswer(1, 8, 2, 2)
         await bench.next()
 
         request = await bench.next()
 
         assert request.ceiling == 7
+        bench.slots.in_use = 0
+
+    on_bench(check)
+
+
+def test_new_instances_go_no_further_than_the_fair_share():
+    """What had begun may hold more; when it needs less, the ceiling follows, and the Gatekeeper hears it."""
+
+    async def check(bench: Bench) -> None:
+        bench.slots.in_use = 6
+        bench.answer = LeaseAnswer(1, 8, 6, 4)
+        await bench.next()
+        await asyncio.sleep(0)
+        assert (bench.slots.ceiling, bench.slots.admit, bench.slots.free) == (6, 4, 0)
+
+        bench.slots.in_use = 5
+        bench.leasing.lower_soon()
+        request = await bench.next()
+
+        assert (request.ceiling, request.begun) == (5, 5)
+        assert bench.slots.ceiling >= 5
+        bench.slots.in_use = 0
+
+    on_bench(check)
+
+
+def test_a_woken_instance_without_a_slot_is_told_at_once():
+    """Though the demand was told to be more: a queue is asked for twice, and waits behind it (decision 0010)."""
+
+    async def check(bench: Bench) -> None:
+        bench.slots.sources.append(SimpleNamespace(waiting=100, can_admit=False, slots_in_use=0))
+        await bench.next()
+        await asyncio.sleep(0)
+        bench.slots.in_use = 8
+        before = len(bench.requests)
+
+        bench.slots.wake(0, SimpleNamespace(closed=False), 1)
+        bench.leasing.ask_soon()
+        await asyncio.sleep(2 * HUNGRY_PAUSE_S)
+
+        assert [request.begun for request in bench.requests[before:]] == [9]
         bench.slots.in_use = 0
 
     on_bench(check)
@@ -121,7 +162,7 @@ def test_a_grant_that_comes_after_the_deadline_is_not_used():
         def stop() -> None:
             bench.now_s += 20
 
-        bench.on_request, bench.answer = stop, LeaseAnswer(1, 50, 50)
+        bench.on_request, bench.answer = stop, LeaseAnswer(1, 50, 50, 50)
         await bench.next()
         await asyncio.sleep(0)
 
@@ -134,7 +175,7 @@ def test_an_older_gatekeepers_answer_is_ignored():
     """It was deposed, and has not heard of it."""
 
     async def check(bench: Bench) -> None:
-        bench.answer = LeaseAnswer(0, 50, 50)
+        bench.answer = LeaseAnswer(0, 50, 50, 50)
         await bench.next()
 
         assert (bench.leasing.leased, bench.slots.ceiling) == (8, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shlex
 import shutil
 import tempfile
 import time
@@ -62,6 +63,10 @@ async def run(
                                                 help="created before the first fault [default: the scenario's]")] = None,
         limit: Annotated[int | None, Option("--limit", metavar="N", min=1,
                                             help="of the account [default: the scenario's]")] = None,
+        callback: Annotated[str | None, Option("--callback", metavar="TIME", help="how long each callback takes; the one "
+                                               "in a thread 100 ms at most [default: the scenario's]")] = None,
+        lasts: Annotated[float | None, Option("--lasts", metavar="TTLS", min=0.1, max=20.0, help="how long each fault that "
+                                              "lasts does, in TTLs [default: drawn for each]")] = None,
         ttl: Annotated[str | None, Option("--ttl", metavar="TIME", help="of the pods' sessions [default: "
                                           f"{OWN_TTL}; with --nats: the account's]")] = None,
         report: Annotated[Path | None, Option("--report", metavar="FILE", help="write an HTML page; a directory takes "
@@ -88,6 +93,7 @@ async def run(
     seed = random.SystemRandom().randrange(SEEDS) if seed is None else seed
     options = ChaosOptions(
         connection=connection, seed=seed, faults=faults, instances=instances, limit=limit, report=report,
+        callback_ms=None if callback is None else to_ms(callback, what="--callback"), lasts_ttls=lasts,
         ttl_s=None if ttl is None else to_ms(ttl, what="--ttl") / 1000, directory=directory, keep=keep, ledger=ledger,
         restart=restart)
     show = ChaosShow()
@@ -146,6 +152,8 @@ class ChaosOptions:
     instances: int | None
     limit: int | None
     ttl_s: float | None
+    callback_ms: int | None = None
+    lasts_ttls: float | None = None
     report: Path | None
     directory: Path | None
     keep: bool
@@ -159,8 +167,9 @@ class ChaosOptions:
         if self.minutes:
             return f"toque chaos soak --seed {self.seed} --minutes {self.minutes:g}"
         given = {"--faults": self.faults, "--instances": self.instances, "--limit": self.limit,
+                 "--callback": None if self.callback_ms is None else f"{self.callback_ms} ms", "--lasts": self.lasts_ttls,
                  "--ttl": None if self.ttl_s is None else f"{self.ttl_s:g}s", "--nats": self.connection.nats}
-        rest = "".join(f" {option} {value}" for option, value in given.items() if value is not None)
+        rest = "".join(f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None)
         return f"toque chaos run {scenario.name} --seed {self.seed}{rest}"
 
     def page_of(self, scenario: Scenario) -> Path | None:
@@ -240,6 +249,7 @@ class _Run:
         options = self._options
         run_options = RunOptions(
             seed=options.seed, faults=options.faults, instances=options.instances, limit=options.limit,
+            callback_ms=options.callback_ms, lasts_ttls=options.lasts_ttls,
             prefix="order" if options.connection.nats is None else f"chaos-{options.seed}-{int(time.time()):x}",
             command=options.command(self._scenario))
         async with self._topology(directory) as topology:
