@@ -402,6 +402,8 @@ class Engine:
             self.host.engine_left(self)
         elif self.resting:
             self.host.engine_rests(self)
+        else:
+            self.host.engine_idle(self)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

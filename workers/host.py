@@ -38,8 +38,8 @@ class Host(Protocol):
 
     def random(self) -> float: ...
 
-    def may_enter(self) -> bool:
-        """Whether a callback may be entered now: deadline, pause of the station, room in the journal."""
+    def may_enter(self, engine: Engine) -> bool:
+        """Whether it may enter a callback now: deadline, its slot, pause of the station, room in the journal."""
         ...
 
     def in_time(self) -> bool:
@@ -52,6 +52,10 @@ class Host(Protocol):
 
     def engine_rests(self, engine: Engine) -> None:
         """Nothing but far timers is left of it, all accepted, no callback inside: take its slot back."""
+        ...
+
+    def engine_idle(self, engine: Engine) -> None:
+        """Nothing of it is inside, all is accepted, and it is neither over nor at rest."""
         ...
 
     def engine_ended(self, engine: Engine) -> None:

@@ -71,6 +71,7 @@ class Station:
         self._lacking: set[int] = set()  # waiting instances that are due, and that this pod's app cannot run
         self._admitting: set[tuple[str, str]] = set()  # ids of control operations on queued instances, under way
         self._at_gate: list[Engine] = []
+        self._shelved: set[int] = set()  # idle ones that have given their slot back while the station is frozen
         self._gate_watched = False  # the next acceptance opens the gate
         self._tasks: dict[asyncio.Task[None], None] = {}  # in their order, so that runs can be repeated
         self.commits = GroupCommit(
@@ -120,6 +121,9 @@ class Station:
         does when a callback that was cut stays inside; its instance is read back when it comes out.
         """
         self.frozen = True
+        for engine in list(self.engines.values()):
+            if not engine.inside and not engine.unaccepted:
+                self.engine_idle(engine)
         give_up = self._loop.time() + patience_s
         while not self.closed:
             late = self._loop.time() >= give_up
@@ -220,6 +224,8 @@ class Station:
 
     def _unfreeze(self) -> None:
         self.frozen = False
+        for serial in sorted(self._shelved):
+            self._want_slot(0, serial)
         self._open_gate()
         self.context.slots.kick()
 
@@ -253,8 +259,8 @@ class Station:
     def in_time(self) -> bool:
         return self._session.in_time() and not self.closed
 
-    def may_enter(self) -> bool:
-        able = not self.frozen and not self.commits.closed and not self.commits.full
+    def may_enter(self, engine: Engine) -> bool:
+        able = engine.serial not in self._shelved and not self.frozen and not self.commits.closed and not self.commits.full
         return able and self.in_time() and not self.context.journal.trouble
 
     def may_admit(self) -> bool:
@@ -279,6 +285,12 @@ class Station:
     def engine_rests(self, engine: Engine) -> None:
         self._release_slot(engine)
         self._leave_when_folded(engine)
+
+    def engine_idle(self, engine: Engine) -> None:
+        """While the station is frozen nothing of it goes on here: others may use its slot (L3)."""
+        if self.frozen and engine.has_slot and engine.may_go_on and not engine.resting:
+            self._shelved.add(engine.serial)
+            self._release_slot(engine)
 
     def engine_ended(self, engine: Engine) -> None:
         self._answer_waiters(engine)
@@ -401,6 +413,13 @@ class Station:
     def start_woken(self, serial: int) -> bool:
         self._armed.pop(serial, None)
         engine = self.engines.get(serial)
+        if serial in self._shelved:
+            self._shelved.discard(serial)
+            if engine is None or not engine.may_go_on or engine.resting:
+                return False
+            self._take_slot(engine)
+            engine.enter()
+            return True
         if engine is not None:
             due = engine.resting and not engine.ended and engine.wake_at <= self.now_ms()
             if engine.has_slot or not due:

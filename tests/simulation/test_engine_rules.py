@@ -16,7 +16,7 @@ from toque.sim.process import Process, State
 from toque.sim.world import TTL_S, World, account, play, reporting, sleeper_workflow, steps_workflow
 from toque.storage import records as r
 from toque.storage.memory_broker import DELAY, DROP_BEFORE
-from toque.workers.engine import INTERRUPTIONS_MAX
+from toque.workers.engine import INTERRUPTIONS_MAX, Engine
 from toque.workflow import Retries, Step, StepContext, Workflow, WorkflowEvent
 
 FIRST = StationId(1, 0)
@@ -264,10 +264,10 @@ def stopped_at_the_gate(world: World, a: PodNode) -> None:
     held = a.pod.ownership.stations[world.station_of("one")]
     may_enter = held.may_enter
 
-    def read_and_stop() -> bool:
+    def read_and_stop(engine: Engine) -> bool:
         held.may_enter = may_enter
         a.pause()
-        return may_enter()
+        return may_enter(engine)
 
     held.may_enter = read_and_stop
 

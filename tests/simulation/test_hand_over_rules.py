@@ -178,6 +178,55 @@ def test_async_callbacks_get_their_time_before_a_move():
     play(story)
 
 
+def test_while_a_station_is_frozen_its_idle_instances_hold_no_slot():
+    """Closes: an instance between two steps keeps its slot while another one's long callback holds up the move, and
+    nobody can use it (L3). When the move comes to nothing, because a thread is inside, it takes one again."""
+
+    async def story(world: World) -> None:
+        class Mixed(Workflow[int, int], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                if event.instance_id in threaded:
+                    return await step.do("s1", blocking)
+                await step.do("s1", short)
+                return await step.do("s2", short)
+
+        def blocking(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                work_in_thread(60.0)
+                return 7
+
+        async def short(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                await asyncio.sleep(2.0)
+                return 7
+
+        app = world.app(Mixed)
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        pairs = {station: world.ids_at(station, 2) for station in world.stations()}
+        threaded = {pair[0] for pair in pairs.values()}
+        others = {pair[1] for pair in pairs.values()}
+        for instance in threaded | others:
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.history.entries) == 8, "all are inside")
+        slots = a.pod.context.slots
+        assert slots.in_use == 8
+
+        await world.start_pod("b", app)
+        moving = [held for held in a.pod.ownership.stations.values()]
+        await world.until(lambda: sum(held.frozen for held in moving) == 2, "two of four are to go")
+        await world.passes(4.0)
+        assert slots.in_use == 8 - 4  # two have ended, two are between their steps
+        frozen = {pairs[held.id][1] for held in moving if held.frozen}
+        assert all(world.history.times(instance, "s2") == 0 for instance in frozen)
+
+        await world.until(lambda: len(world.records(r.Ended)) == 8, "all have ended", timeout_s=200)
+        assert all(world.history.times(instance, "s2") == 1 for instance in others)
+        check_all(world, "work", sorted(threaded | others))
+
+    play(story)
+
+
 def test_after_half_a_minute_async_callbacks_are_cut_by_a_move():
     """Closes: one endless callback keeps a station where it is for ever. It is an interruption, not a failed attempt."""
 

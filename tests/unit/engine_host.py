@@ -148,7 +148,7 @@ class EngineHost:
     def random(self) -> float:
         return self.jitter
 
-    def may_enter(self) -> bool:
+    def may_enter(self, engine) -> bool:
         assert not self.pending, "a gate is read, to enter a callback, before everything is accepted"
         return self.gate_open and self.deadline_ahead
 
@@ -164,6 +164,9 @@ class EngineHost:
             engine.cut()
             self.engine = None
         self._schedule_wake()
+
+    def engine_idle(self, engine: Engine) -> None:
+        """A frozen station would take its slot."""
 
     def engine_ended(self, engine: Engine) -> None:
         self.told.append("ended")
