@@ -13,6 +13,10 @@ Tables and keys (all begin with the station's 4 bytes; numbers are big-endian, s
     counts    workflow, 0, status → number of instances
     snapshots           → [SnapshotRow]          the newest counting ones, oldest first
     sizes               → bytes of the journal up to the position
+    deletions due, serial → (empty)              ended instances, by when their retention is over
+    tombs     workflow, 0, id → TombRow          deleted ones
+    tomb_due  due, serial → workflow, 0, id      the same, by when they are forgotten
+    serials             → the highest serial ever given
 
 The numbers of the tables are part of the snapshots' format: new ones are only ever added at the end.
 """
@@ -30,7 +34,14 @@ from toque.storage import records as r
 from toque.storage.ports import StoredRow
 
 POSITION, ROWS, HISTORY, IDS, LIVE, TIMERS, LEASES, QUEUE, COUNTS, SNAPSHOTS, SIZES = range(11)
-TABLES = ("position", "rows", "history", "ids", "live", "timers", "leases", "queue", "counts", "snapshots", "sizes")
+DELETIONS, TOMBS, TOMB_DUE, SERIALS = range(11, 15)
+TABLES = ("position", "rows", "history", "ids", "live", "timers", "leases", "queue", "counts", "snapshots", "sizes",
+          "deletions", "tombs", "tomb_due", "serials")
+KEYS_PER_SCAN = 1000
+TOMBS_PER_RECORD = 100  # so many old tombstones a deletion forgets at least
+TOMBSTONE_MS = 24 * 3600 * 1000
+REQUESTS_KEPT = 16  # ids of control operations that an instance's row remembers
+EVENTS_KEY = "+"  # no workflow's name: the position in the event stream stands in the table of queues under it
 SNAPSHOTS_KEPT = 3  # counting ones, whose objects are kept
 GROUP_OVERHEAD_BYTES = 160  # about: what a journal message takes beside its records
 
@@ -39,6 +50,7 @@ INTERRUPTED_TYPE = "toque.Interrupted"  # failure type of an attempt that was in
 _encode = msgspec.msgpack.Encoder().encode
 _row_decoder = msgspec.msgpack.Decoder(r.InstanceRow)
 _position_decoder = msgspec.msgpack.Decoder(r.Position)
+_tomb_decoder = msgspec.msgpack.Decoder(r.TombRow)
 _snapshots_decoder = msgspec.msgpack.Decoder(list[r.SnapshotRow])
 
 Writes = tuple[dict[bytes, bytes | None], ...]  # per table: key → new value, or None to delete
@@ -52,6 +64,10 @@ class Lookup(Protocol):
     """Reads the state as it was before the batch."""
 
     def get(self, table: int, key: bytes) -> bytes | None: ...
+
+    def keys(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[bytes]:
+        """At most `limit` keys that begin with `prefix` and are not below `start`, in order; no value is read."""
+        ...
 
 
 def station_key(station: StationId) -> bytes:
@@ -70,6 +86,14 @@ def timer_key(station: bytes, due: int, serial: int) -> bytes:
     return station + due.to_bytes(8, "big") + serial.to_bytes(8, "big")
 
 
+def tomb_key(station: bytes, workflow: str, instance_id: str) -> bytes:
+    return id_key(station, workflow, instance_id)
+
+
+def history_key(station: bytes, serial: int, run: int, seq: int) -> bytes:
+    return serial_key(station, serial) + run.to_bytes(4, "big") + seq.to_bytes(4, "big")
+
+
 def count_key(station: bytes, workflow: str, status: r.Status) -> bytes:
     return station + workflow.encode() + b"\0" + bytes((status,))
 
@@ -81,6 +105,10 @@ def step_key(kind: r.StepKind, name: str, occurrence: int) -> str:
 
 def decode_row(data: bytes) -> r.InstanceRow:
     return _row_decoder.decode(data)
+
+
+def decode_tomb(data: bytes) -> r.TombRow:
+    return _tomb_decoder.decode(data)
 
 
 def decode_position(data: bytes) -> r.Position:
@@ -101,6 +129,7 @@ class FoldBatch:
         self._counts: dict[bytes, int] = {}
         self._sequences: dict[bytes, int] = {}
         self._sizes: dict[bytes, int] = {}
+        self._serials: dict[bytes, int] = {}
         self.writes: Writes = tuple({} for _ in TABLES)
 
     def apply(self, group: r.Group) -> None:
@@ -117,10 +146,9 @@ class FoldBatch:
                 self._apply_station(station, record, group.position)
             elif self._apply_instance(station, record):
                 tail = tails.get(record.serial)
-                if tail is None:
+                if tail is None or type(record) is r.Restarted:
                     tails[record.serial] = tail = []
-                    key = serial_key(station, record.serial) + record.run.to_bytes(4, "big")
-                    self._history[key + record.seq.to_bytes(4, "big")] = tail
+                    self._history[history_key(station, record.serial, record.run, record.seq)] = tail
                 tail.append(encoded)
 
     def finish(self) -> Writes:
@@ -130,6 +158,8 @@ class FoldBatch:
             rows[key] = _encode(row)
         for key, encoded in self._history.items():
             history[key] = r.join_records(encoded)
+        for station, serial in self._serials.items():
+            self.writes[SERIALS][station] = serial.to_bytes(8, "big")
         for key, count in self._counts.items():
             counts[key] = count.to_bytes(8, "big")
         for station, size in self._sizes.items():
@@ -154,6 +184,8 @@ class FoldBatch:
     def _row(self, key: bytes) -> r.InstanceRow | None:
         row = self._rows.get(key)
         if row is None:
+            if key in self.writes[ROWS]:  # deleted in this batch
+                return None
             data = self._lookup.get(ROWS, key)
             if data is None:
                 return None
@@ -169,6 +201,12 @@ class FoldBatch:
                 self.writes[LEASES][station + record.session.encode()] = None
             case r.Parked():
                 self._advance_queue(station, record.workflow, record.queue_sequence)
+            case r.EventParked():
+                self._advance_queue(station, EVENTS_KEY, record.sequence)
+            case r.Deleted():
+                for serial in record.serials:
+                    self._delete(station, serial, record.at)
+                self._forget_tombs(station, record.at, len(record.serials) + TOMBS_PER_RECORD)
             case r.Snapshot():
                 self._count_snapshot(station, record, position)
             case _:
@@ -190,28 +228,44 @@ class FoldBatch:
                 return False
             self._admit(station, key, record)
             return True
+        if type(record) is r.EventReceived and record.sequence:
+            self._advance_queue(station, EVENTS_KEY, record.sequence)
         if row is None:
+            if self._was_given(station, record.serial):
+                return False  # it was deleted
             raise FoldError(f"a record of instance {record.serial}, which nobody admitted: {type(record).__name__}")
-        if record.run < row.run or record.seq <= row.seq or row.status.ended:
+        if not _follows(row, record):
             return False
-        if record.seq != row.seq + 1:
-            raise FoldError(f"instance {row.workflow}/{row.id}: record {record.seq} follows {row.seq}")
-        row.seq = record.seq
         before = row.status
         advance_row(row, record)
+        if type(record) is r.Restarted and not record.from_key:
+            self._erase_history(station, record.serial, since=(1, 2), before=record.run)
         if row.status != before:
             self._count(station, row.workflow, before, -1)
             self._count(station, row.workflow, row.status, 1)
-            if row.status.ended:
-                self.writes[LIVE][key] = None
+            if row.status.ended or before.ended:
+                self.writes[LIVE][key] = None if row.status.ended else b""
         self._arm(station, row, record.serial)
+        self._mark(station, row, record.serial, record.delete_at if type(record) is r.Ended else 0)
         return True
+
+    def _was_given(self, station: bytes, serial: int) -> bool:
+        """Whether an instance had this serial, ever."""
+        return serial <= self._highest(station)
+
+    def _highest(self, station: bytes) -> int:
+        known = self._serials.get(station)
+        if known is None:
+            data = self._lookup.get(SERIALS, station)
+            known = int.from_bytes(data, "big") if data else 0
+        return known
 
     def _admit(self, station: bytes, key: bytes, record: r.Admitted) -> None:
         self._rows[key] = r.InstanceRow(
             workflow=record.workflow, id=record.id, nonce=record.nonce, run=record.run, seq=record.seq,
             status=r.Status.RUNNING, created_at=record.created_at, admitted_at=record.at, version=record.version,
         )
+        self._serials[station] = max(record.serial, self._highest(station))
         self.writes[IDS][id_key(station, record.workflow, record.id)] = record.serial.to_bytes(8, "big")
         self.writes[LIVE][key] = b""
         self._count(station, record.workflow, r.Status.RUNNING, 1)
@@ -232,6 +286,62 @@ class FoldBatch:
             count = int.from_bytes(data, "big") if data else 0
         self._counts[key] = count + change
 
+    # -- deleting ------------------------------------------------------------------------------------------------------
+
+    def _delete(self, station: bytes, serial: int, at: int) -> None:
+        """Everything of the instance, but a tombstone."""
+        key = serial_key(station, serial)
+        row = self._row(key)
+        if row is None:
+            return
+        if row.armed:
+            self.writes[TIMERS][timer_key(station, row.armed, serial)] = None
+        if row.delete_at:
+            self.writes[DELETIONS][timer_key(station, row.delete_at, serial)] = None
+        del self._rows[key]
+        self.writes[ROWS][key] = None
+        self.writes[LIVE][key] = None
+        self.writes[IDS][id_key(station, row.workflow, row.id)] = None
+        self._count(station, row.workflow, row.status, -1)
+        self._erase_history(station, serial, since=(0, 0), before=row.run + 1)
+        tomb = tomb_key(station, row.workflow, row.id)
+        self.writes[TOMBS][tomb] = _encode(r.TombRow(row.nonce, at))
+        self.writes[TOMB_DUE][timer_key(station, at + TOMBSTONE_MS, serial)] = tomb[len(station):]
+
+    def _erase_history(self, station: bytes, serial: int, *, since: tuple[int, int], before: int) -> None:
+        """What was recorded from the (run, seq) `since` on, up to the run `before`."""
+        start, end = history_key(station, serial, *since), history_key(station, serial, before, 0)
+        for key in [key for key in self._history if start <= key < end]:
+            del self._history[key]
+        prefix, after = serial_key(station, serial), start
+        while keys := self._lookup.keys(HISTORY, prefix, after, KEYS_PER_SCAN):
+            for key in keys:
+                if key < end:
+                    self.writes[HISTORY][key] = None
+            after = keys[-1] + b"\0"
+
+    def _forget_tombs(self, station: bytes, now: int, limit: int) -> None:
+        until = timer_key(station, now, 0)
+        for key in self._lookup.keys(TOMB_DUE, station, station, limit):
+            if key >= until:
+                break
+            self.writes[TOMB_DUE][key] = None
+            tomb = station + (self._lookup.get(TOMB_DUE, key) or b"")
+            data = self.writes[TOMBS].get(tomb) or self._lookup.get(TOMBS, tomb)
+            if data and decode_tomb(data).deleted_at + TOMBSTONE_MS < now:
+                self.writes[TOMBS][tomb] = None
+
+    def _mark(self, station: bytes, row: r.InstanceRow, serial: int, due: int) -> None:
+        """See that the instance stands where its deletion is looked for, if it is to be deleted."""
+        if due == row.delete_at:
+            return
+        deletions = self.writes[DELETIONS]
+        if row.delete_at:
+            deletions[timer_key(station, row.delete_at, serial)] = None
+        if due:
+            deletions[timer_key(station, due, serial)] = b""
+        row.delete_at = due
+
     def _arm(self, station: bytes, row: r.InstanceRow, serial: int) -> None:
         due = row.wake_at if row.status is r.Status.WAITING else 0
         if due == row.armed:
@@ -244,8 +354,22 @@ class FoldBatch:
         row.armed = due
 
 
+def _follows(row: r.InstanceRow, record: r.Record) -> bool:
+    """Whether the record is new (protocol rule 4). Raises FoldError when one is missing before it."""
+    if type(record) is r.Restarted:
+        if record.run > row.run + 1:
+            raise FoldError(f"instance {row.workflow}/{row.id}: run {record.run} follows {row.run}")
+        return record.run > row.run
+    if record.run < row.run or record.seq <= row.seq or row.status.ended:
+        return False
+    if record.run > row.run or record.seq != row.seq + 1:
+        raise FoldError(f"instance {row.workflow}/{row.id}: record {record.run}.{record.seq} follows {row.run}.{row.seq}")
+    return True
+
+
 def advance_row(row: r.InstanceRow, record: r.Record) -> None:
     """Change the row as the record says. The one place where a record becomes a status."""
+    row.seq = record.seq
     match record:
         case r.StepDone() | r.StepFailed():
             _progress(row, step_key(record.step, record.name, record.occurrence))
@@ -257,15 +381,32 @@ def advance_row(row: r.InstanceRow, record: r.Record) -> None:
             row.interruptions = interruptions
             key = step_key(record.step, record.name, record.occurrence)
             row.timers = {**row.timers, key: record.retry_at}
-            row.status = r.Status.WAITING if record.idle else r.Status.RUNNING
+            _go(row, idle=record.idle)
         case r.SleepStarted():
             row.timers = {**row.timers, step_key(r.StepKind.SLEEP, record.name, record.occurrence): record.due}
-            row.status = r.Status.WAITING if record.idle else r.Status.RUNNING
+            _go(row, idle=record.idle)
             row.blocked_on = ""
+        case r.WaitStarted():
+            key = step_key(r.StepKind.EVENT, record.name, record.occurrence)
+            row.timers = {**row.timers, key: record.due}
+            row.awaits = {**row.awaits, key: record.type}
+            _go(row, idle=record.idle)
+            row.blocked_on = ""
+        case r.EventReceived():
+            row.buffered += 1
+            if record.type in row.awaits.values():
+                row.called_at = row.called_at or record.at
+        case r.WaitDone():
+            row.buffered -= 1
+            row.called_at = 0
+            _progress(row, step_key(r.StepKind.EVENT, record.name, record.occurrence))
+        case r.WaitTimedOut():
+            _progress(row, step_key(r.StepKind.EVENT, record.name, record.occurrence))
         case r.Waiting():
-            row.status = r.Status.WAITING
+            _go(row, idle=True)
         case r.Woken():
             row.status = r.Status.RUNNING
+            row.called_at = 0
             row.blocked_on = ""
         case r.StepCancelled():
             _forget_timer(row, step_key(record.step, record.name, record.occurrence))
@@ -276,8 +417,26 @@ def advance_row(row: r.InstanceRow, record: r.Record) -> None:
         case r.Ended():
             row.status = record.status
             row.ended_at = record.at
-            row.timers = {}
-            row.blocked_on = ""
+            _clear(row)
+        case r.PauseAsked():
+            row.status = r.Status.WAITING_FOR_PAUSE
+            _remember(row, record.request)
+        case r.Paused():
+            row.status = r.Status.PAUSED
+            row.paused_at = record.at
+            _remember(row, record.request)
+        case r.Resumed():
+            row.status = r.Status.RUNNING
+            row.paused_at = 0
+            row.timers = {key: due + record.shift_ms for key, due in row.timers.items()}
+            _remember(row, record.request)
+        case r.Restarted():
+            row.run = record.run
+            row.status = r.Status.RUNNING
+            row.version = record.version
+            row.ended_at = row.paused_at = row.interruptions = 0
+            _clear(row)
+            _remember(row, record.request)
         case _:
             raise FoldError(f"no fold for a {type(record).__name__} of an instance")
 
@@ -285,13 +444,35 @@ def advance_row(row: r.InstanceRow, record: r.Record) -> None:
 def _progress(row: r.InstanceRow, finished: str) -> None:
     row.interruptions = 0
     row.blocked_on = ""
-    row.status = r.Status.RUNNING
+    _go(row, idle=False)
     _forget_timer(row, finished)
+
+
+def _go(row: r.InstanceRow, *, idle: bool) -> None:
+    """It has something to do, or nothing but open waits; a pause that was asked for comes first."""
+    if row.status is not r.Status.WAITING_FOR_PAUSE:
+        row.status = r.Status.WAITING if idle else r.Status.RUNNING
 
 
 def _forget_timer(row: r.InstanceRow, step: str) -> None:
     if step in row.timers:
         row.timers = {key: due for key, due in row.timers.items() if key != step}
+    if step in row.awaits:
+        row.awaits = {key: type_ for key, type_ in row.awaits.items() if key != step}
+        if not row.awaits:
+            row.called_at = 0
+
+
+def _clear(row: r.InstanceRow) -> None:
+    """Nothing that was open counts any more."""
+    row.timers, row.awaits = {}, {}
+    row.called_at = row.buffered = 0
+    row.blocked_on = ""
+
+
+def _remember(row: r.InstanceRow, request: str) -> None:
+    if request:
+        row.requests = [*row.requests[1 - REQUESTS_KEPT:], request]
 
 
 def load_writes(station: StationId, rows: Sequence[StoredRow], position: r.Position | None) -> Writes:

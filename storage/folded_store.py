@@ -57,10 +57,13 @@ class FoldedReaders:
                 yield int.from_bytes(key[4:], "big"), fold.decode_row(data)
 
     def due(self, station: StationId, until_ms: int, limit: int) -> list[tuple[int, int]]:
+        return self._due(fold.TIMERS, station, until_ms, limit)
+
+    def _due(self, table: int, station: StationId, until_ms: int, limit: int) -> list[tuple[int, int]]:
         prefix = fold.station_key(station)
         found = [
             (int.from_bytes(key[4:12], "big"), int.from_bytes(key[12:], "big"))
-            for key, _ in self._tables.scan(fold.TIMERS, prefix, prefix, limit)
+            for key, _ in self._tables.scan(table, prefix, prefix, limit)
         ]
         return [(due, serial) for due, serial in found if due <= until_ms]
 
@@ -85,7 +88,18 @@ class FoldedReaders:
         return counts
 
     def highest_serial(self, station: StationId) -> int:
-        return self._last_serial(fold.station_key(station))
+        data = self._tables.get(fold.SERIALS, fold.station_key(station))
+        return int.from_bytes(data, "big") if data else self._last_serial(fold.station_key(station))
+
+    def tombstone(self, station: StationId, workflow: str, instance_id: str) -> r.TombRow | None:
+        data = self._tables.get(fold.TOMBS, fold.tomb_key(fold.station_key(station), workflow, instance_id))
+        return fold.decode_tomb(data) if data else None
+
+    def to_delete(self, station: StationId, until_ms: int, limit: int) -> list[int]:
+        return [serial for _, serial in self._due(fold.DELETIONS, station, until_ms, limit)]
+
+    def tombs_due(self, station: StationId, until_ms: int) -> bool:
+        return bool(self._due(fold.TOMB_DUE, station, until_ms, 1))
 
     def queue_position(self, station: StationId, workflow: str) -> int:
         data = self._tables.get(fold.QUEUE, fold.station_key(station) + workflow.encode())
@@ -107,11 +121,11 @@ class FoldedReaders:
         }
 
     def _last_serial(self, station: bytes) -> int:
-        """Binary search over the dense serials: rows are numbered from 1 and only the eldest are ever deleted."""
+        """Of a state from before that number was kept: binary search over the serials, which were dense then."""
         low, high = 0, 1 << 40
         while low < high:
             middle = (low + high + 1) // 2
-            if self._tables.scan(fold.ROWS, station, fold.serial_key(station, middle), 1):
+            if self._tables.keys(fold.ROWS, station, fold.serial_key(station, middle), 1):
                 low = middle
             else:
                 high = middle - 1

@@ -73,6 +73,17 @@ class LmdbTables:
                 found.append((key, _unseal(key, sealed)))
         return found
 
+    def keys(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[bytes]:
+        found: list[bytes] = []
+        with self._environment.begin(db=self._databases[table]) as transaction, transaction.cursor() as cursor:
+            if not cursor.set_range(max(prefix, start)):
+                return found
+            for key in cursor.iternext(keys=True, values=False):
+                if len(found) == limit or not key.startswith(prefix):
+                    break
+                found.append(key)
+        return found
+
     def write(self, writes: fold.Writes) -> None:
         with self._environment.begin(write=True) as transaction:
             for database, changes in zip(self._databases, writes, strict=True):
@@ -137,6 +148,13 @@ class _WatchedTables:
     def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         try:
             return self._tables.scan(table, prefix, start, limit)
+        except (lmdb.Error, StoreDamaged) as error:
+            self._failed(error)
+            raise
+
+    def keys(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[bytes]:
+        try:
+            return self._tables.keys(table, prefix, start, limit)
         except (lmdb.Error, StoreDamaged) as error:
             self._failed(error)
             raise

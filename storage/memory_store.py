@@ -6,6 +6,7 @@ import asyncio
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 
 import msgspec
 
@@ -52,9 +53,7 @@ class MemoryTables:
         return self.tables[table].get(key)
 
     def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        keys = self._sorted[table]
-        if keys is None:
-            keys = self._sorted[table] = sorted(self.tables[table])
+        keys = self._in_order(table)
         rows = self.tables[table]
         found: list[tuple[bytes, bytes]] = []
         for index in range(bisect_left(keys, max(prefix, start)), len(keys)):
@@ -65,6 +64,17 @@ class MemoryTables:
                 raise StoreDamaged("a value of the local store fails its CRC")
             found.append((key, rows[key]))
         return found
+
+    def keys(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[bytes]:
+        keys = self._in_order(table)
+        at = bisect_left(keys, max(prefix, start))
+        return list(takewhile(lambda key: key.startswith(prefix), keys[at:at + limit]))
+
+    def _in_order(self, table: int) -> list[bytes]:
+        keys = self._sorted[table]
+        if keys is None:
+            keys = self._sorted[table] = sorted(self.tables[table])
+        return keys
 
     def write(self, writes: fold.Writes) -> None:
         self._before = list(self.tables)
@@ -127,6 +137,13 @@ class _WatchedTables:
     def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         try:
             return self._tables.scan(table, prefix, start, limit)
+        except StoreDamaged as error:
+            self._failed(error)
+            raise
+
+    def keys(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[bytes]:
+        try:
+            return self._tables.keys(table, prefix, start, limit)
         except StoreDamaged as error:
             self._failed(error)
             raise

@@ -15,7 +15,7 @@ from toque.errors import BrokerUnavailable, ToqueError
 
 if TYPE_CHECKING:
     from toque._subjects import StationId
-    from toque.storage.records import Group, InstanceRow, LeaseRow, Position, Record, SnapshotRow
+    from toque.storage.records import Group, InstanceRow, LeaseRow, Position, Record, SnapshotRow, TombRow
 
 Headers = Mapping[str, str]
 BATCH_MESSAGES_MAX = 1_000  # of one atomic batch; the server's limit
@@ -369,7 +369,21 @@ class Store(Protocol):
         """Instances per (workflow, status)."""
         ...
 
-    def highest_serial(self, station: StationId) -> int: ...
+    def highest_serial(self, station: StationId) -> int:
+        """Ever given at this station, to instances that were deleted too; 0 = none."""
+        ...
+
+    def tombstone(self, station: StationId, workflow: str, instance_id: str) -> TombRow | None:
+        """What is left of a deleted instance of this id, if it was deleted not too long ago."""
+        ...
+
+    def to_delete(self, station: StationId, until_ms: int, limit: int) -> list[int]:
+        """Serials of ended instances whose retention is over by then, those first whose it is over first."""
+        ...
+
+    def tombs_due(self, station: StationId, until_ms: int) -> bool:
+        """Whether a tombstone is old enough to be forgotten."""
+        ...
 
     def queue_position(self, station: StationId, workflow: str) -> int:
         """The committed position: the queue sequence up to which all is admitted, dropped or parked."""

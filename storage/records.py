@@ -29,14 +29,25 @@ class Status(IntEnum):
     COMPLETE = 3
     ERRORED = 4
     TERMINATED = 5
+    PAUSED = 6
+    WAITING_FOR_PAUSE = 7
 
     @property
     def ended(self) -> bool:
-        return self >= Status.COMPLETE
+        return Status.COMPLETE <= self <= Status.TERMINATED
 
     @property
     def label(self) -> str:
-        return self.name.lower()
+        """As it is told to people and clients."""
+        return "waitingForPause" if self is Status.WAITING_FOR_PAUSE else self.name.lower()
+
+    @classmethod
+    def of(cls, label: str) -> Status:
+        """Raises KeyError for a text that is no label."""
+        return _STATUSES[label]
+
+
+_STATUSES = {status.label: status for status in Status}
 
 
 class StepKind(IntEnum):
@@ -44,6 +55,7 @@ class StepKind(IntEnum):
 
     DO = 1
     SLEEP = 2
+    EVENT = 3
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):
@@ -162,6 +174,7 @@ class Ended(Record, tag=10, frozen=True):
     status: Status
     output: bytes = b""  # msgpack, for COMPLETE
     failure: Failure | None = None
+    delete_at: int = 0  # when its retention is over, ms; 0 = it is kept
 
     ends: ClassVar[bool] = True
 
@@ -178,6 +191,62 @@ class StepCancelled(Record, tag=12, frozen=True):
     step: StepKind
     name: str
     occurrence: int
+
+
+class EventReceived(Record, tag=13, frozen=True):
+    """An event of `type` is the instance's now: buffered until a wait takes it, first in, first out."""
+
+    type: str
+    event_id: str  # of the caller's first attempt (protocol rule 22)
+    payload: bytes  # msgpack
+    sent_at: int
+    sequence: int = 0  # in the event stream; 0 = by request to the owner
+
+
+class WaitStarted(Record, tag=14, frozen=True):
+    """A wait for an event began. `idle`: nothing else of the instance is running, so it holds no slot from here on."""
+
+    name: str
+    occurrence: int
+    type: str
+    due: int  # of its time-out
+    idle: bool = False
+
+
+class WaitDone(Record, tag=15, frozen=True):
+    """The match: the wait got the event that the record `event` of this run brought. Never recomputed (rule 23)."""
+
+    name: str
+    occurrence: int
+    event: int  # the seq of its EventReceived
+    started_at: int
+
+
+class WaitTimedOut(Record, tag=16, frozen=True):
+    """No event came in time: run() gets the error, on every replay too."""
+
+    name: str
+    occurrence: int
+    started_at: int
+
+
+class PauseAsked(Record, tag=17, frozen=True):
+    """Callbacks that are inside finish; nothing new is entered. `Paused` follows when all have left."""
+
+    request: str
+
+
+class Paused(Record, tag=18, frozen=True):
+    """Nothing of the instance runs, fires or holds a slot, until it is resumed. `request`: "" behind a PauseAsked."""
+
+    request: str
+
+
+class Resumed(Record, tag=19, frozen=True):
+    """It goes on: every open timer is moved by `shift_ms`, the length of the pause."""
+
+    request: str
+    shift_ms: int
 
 
 class Claim(Record, tag=20, frozen=True):
@@ -253,9 +322,35 @@ class Snapshot(Record, tag=25, frozen=True):
     journal_bytes: int  # of the station's journal up to its position
 
 
+class Deleted(Record, tag=26, frozen=True):
+    """Of the station: these instances are gone, but for a tombstone of id and nonce for a while (protocol rule 15)."""
+
+    serials: list[int]
+
+
+class Restarted(Record, tag=27, frozen=True):
+    """First record of a later run, of an instance that had ended or not. Nothing of earlier runs counts any more.
+
+    With `from_key` the outcomes of the steps that began before that step are kept: see `toque.storage.runs`.
+    """
+
+    request: str
+    version: str
+    from_key: str = ""  # identity of the step to begin from; "" = from the start
+
+
+class EventParked(Record, tag=28, frozen=True):
+    """Of the station: a message of the event stream was set aside, for `reason`."""
+
+    sequence: int
+    subject: str
+    reason: str
+
+
 AnyRecord = (
     Admitted | StepDone | AttemptFailed | StepFailed | SleepStarted | SleepDone | Waiting | Interrupted | Woken | Ended
-    | Blocked | StepCancelled | Claim | Released | Lease | LeaseEnded | Parked | Snapshot
+    | Blocked | StepCancelled | EventReceived | WaitStarted | WaitDone | WaitTimedOut | PauseAsked | Paused | Resumed
+    | Claim | Released | Lease | LeaseEnded | Parked | Snapshot | Deleted | Restarted | EventParked
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -314,11 +409,18 @@ class InstanceRow(msgspec.Struct, array_like=True):
     interruptions: int = 0  # since the last progress
     blocked_on: str = ""
     armed: int = 0  # the due time under which the instance stands in the table of timers
+    awaits: dict[str, str] = {}  # open waits for events: step key → event type
+    called_at: int = 0  # an event came that an open wait can take; 0 = none
+    buffered: int = 0  # events that no wait has taken
+    paused_at: int = 0
+    requests: list[str] = []  # ids of the last control operations (protocol rule 22)
+    delete_at: int = 0  # under which the instance stands in the table of those to be deleted
 
     @property
     def wake_at(self) -> int:
-        """When the soonest open wait ends, in ms of broker time; 0 = none is open."""
-        return min(self.timers.values()) if self.timers else 0
+        """When it is to go on: the end of the soonest open wait, or at once for an event; ms, 0 = not by itself."""
+        due = min(self.timers.values(), default=0)
+        return min(due, self.called_at) if due and self.called_at else due or self.called_at
 
 
 class LeaseRow(msgspec.Struct, array_like=True, frozen=True):
@@ -326,6 +428,13 @@ class LeaseRow(msgspec.Struct, array_like=True, frozen=True):
 
     number: int
     slots: int
+
+
+class TombRow(msgspec.Struct, array_like=True, frozen=True):
+    """What is left of a deleted instance, for a while."""
+
+    nonce: str
+    deleted_at: int
 
 
 class SnapshotRow(msgspec.Struct, array_like=True, frozen=True):

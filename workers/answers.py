@@ -153,7 +153,7 @@ class Answers:
         try:
             answer = await self._status(request, json)
             view = self._known(request, json)
-            if answer.code != "ok" or (view is not None and r.Status[view.status.upper()].ended):
+            if answer.code != "ok" or (view is not None and r.Status.of(view.status).ended):
                 return answer
             await within(waiter, min(max(request.wait_s, 0.0), LONG_POLL_S_MAX))
             return await self._status(request, json)
@@ -261,7 +261,7 @@ class Answers:
             if count:
                 counts.setdefault(workflow, {})[status] = count
         live = sum(count for by_status in counts.values() for status, count in by_status.items()
-                   if not r.Status[status.upper()].ended)
+                   if not r.Status.of(status).ended)
         queues = [
             QueueView(name, max(souschef.committed(0), context.store.queue_position(station.id, name)), souschef.waiting,
                       counts.get(name, {}), len(souschef.handled))

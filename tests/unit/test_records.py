@@ -30,10 +30,22 @@ EXAMPLES = [
     r.LeaseEnded(0, 0, 0, 9, "a-1"),
     r.Parked(0, 0, 0, 9, "census", 7, "toque.main.queue.census.1.0.$", "the id has no legal form"),
     r.Snapshot(0, 0, 0, 9, "3-88", r.Position(88, r.GroupHeader(3, "a-1", 40, 77)), 99, 700_000, 2, 1_200, 512_000),
+    r.EventReceived(1, 1, 13, 9, "paid", "e-1", b"\x07", 8, 5),
+    r.WaitStarted(1, 1, 14, 9, "payment", 1, "paid", 99, True),
+    r.WaitDone(1, 1, 15, 9, "payment", 1, 13, 8),
+    r.WaitTimedOut(1, 1, 16, 9, "refund", 1, 8),
+    r.PauseAsked(1, 1, 17, 9, "q-1"),
+    r.Paused(1, 1, 18, 9, ""),
+    r.Resumed(1, 1, 19, 9, "q-2", 500),
+    r.Deleted(0, 0, 0, 9, [1, 2]),
+    r.Restarted(1, 2, 1, 9, "q-3", "2", "1:1:hash"),
+    r.EventParked(0, 0, 0, 9, 5, "toque.main.events.1.0.census.one.paid", "no such instance"),
 ]
 TAGS = {"Admitted": 1, "StepDone": 2, "AttemptFailed": 3, "StepFailed": 4, "SleepStarted": 5, "SleepDone": 6,
         "Waiting": 7, "Interrupted": 8, "Woken": 9, "Ended": 10, "Blocked": 11, "StepCancelled": 12, "Claim": 20,
-        "Released": 21, "Lease": 22, "LeaseEnded": 23, "Parked": 24, "Snapshot": 25}
+        "Released": 21, "Lease": 22, "LeaseEnded": 23, "Parked": 24, "Snapshot": 25, "EventReceived": 13, "WaitStarted": 14,
+        "WaitDone": 15, "WaitTimedOut": 16, "PauseAsked": 17, "Paused": 18, "Resumed": 19, "Deleted": 26, "Restarted": 27,
+        "EventParked": 28}
 
 
 def test_there_is_an_example_of_every_record():

@@ -33,9 +33,18 @@ SAMPLES: dict[str, r.Record] = {
     "`StepCancelled`": r.StepCancelled(1, 1, 2, AT, DO, "s", 1),
     "`Interrupted`": r.Interrupted(1, 1, 2, AT, "a-1"),
     "`Blocked`": r.Blocked(1, 1, 2, AT, "code: changed"),
+    "`EventReceived`": r.EventReceived(1, 1, 2, AT, "paid", "e-1", b"\x07", AT),
+    "`WaitStarted`": r.WaitStarted(1, 1, 2, AT, "s", 1, "paid", AT + 1),
+    "`WaitStarted` (idle)": r.WaitStarted(1, 1, 2, AT, "s", 1, "paid", AT + 1, True),
+    "`WaitDone`": r.WaitDone(1, 1, 2, AT, "s", 1, 1, AT),
+    "`WaitTimedOut`": r.WaitTimedOut(1, 1, 2, AT, "s", 1, AT),
+    "`PauseAsked`": r.PauseAsked(1, 1, 2, AT, "q-1"),
+    "`Paused`": r.Paused(1, 1, 2, AT, "q-1"),
+    "`Resumed`": r.Resumed(1, 1, 2, AT, "q-2", 5),
     "`Ended` (complete)": r.Ended(1, 1, 2, AT, r.Status.COMPLETE, b"\xc0"),
     "`Ended` (errored)": r.Ended(1, 1, 2, AT, r.Status.ERRORED, b"", FAILURE),
     "`Ended` (terminated)": r.Ended(1, 1, 2, AT, r.Status.TERMINATED),
+    "`Restarted`": r.Restarted(1, 2, 1, AT, "q-3", "1"),
 }
 
 
@@ -86,23 +95,23 @@ def test_the_page_lists_every_status() -> None:
 
 def test_every_record_of_an_instance_has_a_sample_here() -> None:
     """A new record type cannot be forgotten: what the fold takes for an instance is in the table."""
-    stations_own = {r.Claim, r.Released, r.Lease, r.LeaseEnded, r.Parked, r.Snapshot}
+    stations_own = {r.Claim, r.Released, r.Lease, r.LeaseEnded, r.Parked, r.Snapshot, r.Deleted, r.EventParked}
 
     assert {type(record) for record in SAMPLES.values()} | {r.Admitted} == set(r.AnyRecord.__args__) - stations_own
 
 
-@pytest.mark.parametrize("row", table("## What each record does", 3), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", table("## What each record does", 5), ids=lambda row: row[0])
 def test_a_record_does_what_the_page_says(row: list[str]) -> None:
-    """From running and from waiting, by `advance_row`."""
-    label, running, waiting = row
+    """From each status of a live instance, by `advance_row`."""
+    label, *after = row
+    before = (r.Status.RUNNING, r.Status.WAITING, r.Status.WAITING_FOR_PAUSE, r.Status.PAUSED)
 
-    assert status_after(SAMPLES[label], r.Status.RUNNING) == running
-    assert status_after(SAMPLES[label], r.Status.WAITING) == waiting
+    assert [status_after(SAMPLES[label], status) for status in before] == after
 
 
 def test_the_table_of_records_is_complete() -> None:
     """Each sample has its row, once."""
-    assert [row[0] for row in table("## What each record does", 3)] == list(SAMPLES)
+    assert [row[0] for row in table("## What each record does", 5)] == list(SAMPLES)
 
 
 @pytest.mark.parametrize("row", table("## Edges", 4), ids=lambda row: f"{row[0]} {row[1]} {row[2]}")
@@ -118,24 +127,24 @@ def test_an_edge_is_one_that_the_fold_makes(row: list[str]) -> None:
         return
     name = f"`{record.split()[0]}`" + (f" ({after})" if record == "Ended" else re.sub(r"^\w+", "", record))
 
-    assert status_after(SAMPLES[name], r.Status[before.upper()]) == after
+    assert status_after(SAMPLES[name], r.Status.of(before)) == after
 
 
 def test_every_change_of_status_is_an_edge() -> None:
-    """From running, whatever changes the status is listed; from waiting, Woken and the ends that happen are."""
+    """From running, whatever changes the status is listed; from the others, what an owner writes is."""
     edges = {(row[0].strip("`"), row[1].strip("`")) for row in table("## Edges", 4)}
     changes = {("running", after) for record in SAMPLES.values()
                if (after := status_after(record, r.Status.RUNNING)) != "running"}
 
     assert changes <= edges
     assert {edge for edge in edges if edge[0] == "waiting"} == {
-        ("waiting", "running"), ("waiting", "terminated"), ("waiting", "errored")}
+        ("waiting", "running"), ("waiting", "terminated"), ("waiting", "errored"), ("waiting", "paused")}
 
 
 @pytest.mark.parametrize("end", ["complete", "errored", "terminated"])
 def test_nothing_leads_out_of_a_final_status(end: str) -> None:
-    """Records behind the terminal one change nothing."""
-    late = [msgspec.structs.replace(record, seq=3) for record in SAMPLES.values()]
+    """Records behind the terminal one change nothing; only a new run begins anew."""
+    late = [msgspec.structs.replace(record, seq=3) for record in SAMPLES.values() if type(record) is not r.Restarted]
 
     for record in late:
         assert folded(ADMITTED, SAMPLES[f"`Ended` ({end})"], record).status.label == end
