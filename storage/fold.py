@@ -205,7 +205,7 @@ class FoldBatch:
                 self._advance_queue(station, EVENTS_KEY, record.sequence)
             case r.Deleted():
                 for serial in record.serials:
-                    self._delete(station, serial, record.at)
+                    self._delete(station, serial, record)
                 self._forget_tombs(station, record.at, len(record.serials) + TOMBS_PER_RECORD)
             case r.Snapshot():
                 self._count_snapshot(station, record, position)
@@ -288,7 +288,7 @@ class FoldBatch:
 
     # -- deleting ------------------------------------------------------------------------------------------------------
 
-    def _delete(self, station: bytes, serial: int, at: int) -> None:
+    def _delete(self, station: bytes, serial: int, record: r.Deleted) -> None:
         """Everything of the instance, but a tombstone."""
         key = serial_key(station, serial)
         row = self._row(key)
@@ -305,8 +305,8 @@ class FoldBatch:
         self._count(station, row.workflow, row.status, -1)
         self._erase_history(station, serial, since=(0, 0), before=row.run + 1)
         tomb = tomb_key(station, row.workflow, row.id)
-        self.writes[TOMBS][tomb] = _encode(r.TombRow(row.nonce, at))
-        self.writes[TOMB_DUE][timer_key(station, at + TOMBSTONE_MS, serial)] = tomb[len(station):]
+        self.writes[TOMBS][tomb] = _encode(r.TombRow(row.nonce, record.at, record.request))
+        self.writes[TOMB_DUE][timer_key(station, record.at + TOMBSTONE_MS, serial)] = tomb[len(station):]
 
     def _erase_history(self, station: bytes, serial: int, *, since: tuple[int, int], before: int) -> None:
         """What was recorded from the (run, seq) `since` on, up to the run `before`."""
@@ -418,6 +418,7 @@ def advance_row(row: r.InstanceRow, record: r.Record) -> None:
             row.status = record.status
             row.ended_at = record.at
             _clear(row)
+            _remember(row, record.request)
         case r.PauseAsked():
             row.status = r.Status.WAITING_FOR_PAUSE
             _remember(row, record.request)

@@ -124,6 +124,12 @@ class GroupCommit:
         self.add(record, acceptance)
         return acceptance.future
 
+    async def next_acceptance(self) -> None:
+        """Wait for the next group. Never returns once the epoch is lost: cancel the caller."""
+        accepted: asyncio.Future[None] = self._loop.create_future()
+        self.when_room(lambda: None if accepted.done() else accepted.set_result(None))
+        await accepted
+
     def seal(self, record: Record) -> asyncio.Future[None]:
         """Add the epoch's last record; the future tells its acceptance. Once sealed it is that of the first call."""
         if self._sealed is None:

@@ -99,6 +99,7 @@ class Admitted(Record, tag=1, frozen=True):
     params: bytes
     content_type: str
     version: str = ""
+    retention: list[int] = []  # ms that a success and an error are kept, as the creation asked; [] = as the workflow says
 
 
 class StepDone(Record, tag=2, frozen=True):
@@ -175,6 +176,7 @@ class Ended(Record, tag=10, frozen=True):
     output: bytes = b""  # msgpack, for COMPLETE
     failure: Failure | None = None
     delete_at: int = 0  # when its retention is over, ms; 0 = it is kept
+    request: str = ""  # of the control operation that ended it
 
     ends: ClassVar[bool] = True
 
@@ -326,6 +328,7 @@ class Deleted(Record, tag=26, frozen=True):
     """Of the station: these instances are gone, but for a tombstone of id and nonce for a while (protocol rule 15)."""
 
     serials: list[int]
+    request: str = ""  # of the control operation; "" = their retention was over
 
 
 class Restarted(Record, tag=27, frozen=True):
@@ -435,6 +438,7 @@ class TombRow(msgspec.Struct, array_like=True, frozen=True):
 
     nonce: str
     deleted_at: int
+    request: str = ""  # of the control operation
 
 
 class SnapshotRow(msgspec.Struct, array_like=True, frozen=True):

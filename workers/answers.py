@@ -1,4 +1,4 @@
-"""Answers what clients ask the owner of a station: status, describe, wait, exists, terminate, list, report.
+"""Answers what clients ask the owner of a station: status, describe, wait, exists, list, report; others steer instances.
 
 A negative answer comes only from here (protocol rule 16): index, then the queue by leader read, then the index again.
 Every reply is gated by the session's deadline and carries the epoch (rule 24).
@@ -35,9 +35,11 @@ from toque._protocol import (
 from toque.errors import ToqueError, Unavailable
 from toque.storage import records as r
 from toque.storage.ports import BusError, Message, NoResponders, StoreDamaged, Subscription
+from toque.storage.runs import newest_run
 from toque.workers.engine import Engine
+from toque.workers.finder import Finder
+from toque.workers.lifecycle import Lifecycle
 from toque.workers.news import within
-from toque.workers.souschef import refusal
 from toque.workers.station import Station
 
 LIST_LIMIT_MAX = 1000
@@ -58,10 +60,13 @@ class Answers:
             "describe": (InstanceRequest, self._describe),
             "wait": (InstanceRequest, self._wait),
             "exists": (InstanceRequest, self._exists),
-            "terminate": (InstanceRequest, self._terminate),
             "list": (ListRequest, self._list),
             "report": (ListRequest, self._report),
         }
+        self._finder = Finder(station)
+        self.lifecycle = Lifecycle(station, self._finder)
+        for name, (shape, _) in self.lifecycle.operations.items():
+            self._operations[name] = (shape, self._steering(name))
 
     async def open(self) -> None:
         subject = subjects.station_request(self._station.account, self._station.id, "*")
@@ -123,6 +128,12 @@ class Answers:
             return Answer(self._epoch, "moved", f"the id {request.id!r} does not belong to station {self._station.id}")
         return await serve(request, json)
 
+    def _steering(self, name: str) -> Callable[[InstanceRequest, bool], Awaitable[Answer]]:
+        async def serve(request: InstanceRequest, json: bool) -> Answer:
+            return await self.lifecycle.serve(name, request)
+
+        return serve
+
     def _is_at_home(self, instance_id: str) -> bool:
         """Whether the id belongs to this station; another one may not say "not found" of it (protocol rule 24)."""
         stations = dict(self._context.control.layout.generations)
@@ -131,7 +142,7 @@ class Answers:
 
     @property
     def _epoch(self) -> int:
-        return self._station.commits.tail.header.epoch
+        return self._station.epoch
 
     def _value(self, value: Any, json: bool) -> Answer:
         return Answer(self._epoch, value=msgspec.Raw(encode(value, json=json)))
@@ -167,7 +178,7 @@ class Answers:
         """Whether the id belongs to the creation of this nonce (protocol rule 14)."""
         nonce = self._nonce(request)
         if nonce is None:
-            message = await self._queue_message(request)
+            message = await self._finder.queue_message(request.workflow, request.id)
             nonce = message.header(subjects.NONCE_HEADER) if message else self._nonce(request)
         if nonce is None:
             return self._not_found(request)
@@ -189,7 +200,7 @@ class Answers:
         row = self._context.store.row(self._station.id, serial)
         if instance is None or row is None:
             return Answer(self._epoch, "retry", "the instance is being read back")
-        history = self._context.store.history(self._station.id, serial)
+        history = newest_run(self._context.store.history(self._station.id, serial))
         view = DescribeView(instance, _steps(history, json), interruptions=row.interruptions)
         if isinstance(history[0], r.Admitted):
             view.params = _params(history[0], json)
@@ -199,51 +210,6 @@ class Answers:
         """The serial by the index, when everything accepted so far is in it."""
         await self._context.store.flush()
         return self._context.store.find(self._station.id, request.workflow, request.id)
-
-    async def _terminate(self, request: InstanceRequest, json: bool) -> Answer:
-        found = await self._loaded(request) or await self._admitted(request) or await self._loaded(request)
-        if found is None:
-            return self._not_found(request)
-        if isinstance(found, r.Status):
-            return self._already(found, request)
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._station.waiters.setdefault((request.workflow, request.id), []).append(ended)
-        found.terminate()
-        await ended
-        return self._already(found.end.status if found.end else r.Status.TERMINATED, request)
-
-    async def _loaded(self, request: InstanceRequest) -> Engine | r.Status | None:
-        """The known instance's engine, read back if need be; its status if it has ended; None if it is not known."""
-        key = (request.workflow, request.id)
-        engine = self._station.by_id.get(key)
-        if engine is not None and engine.blocked:
-            await self._context.store.flush()  # a held one leaves memory when it is folded, to be loaded anew
-            engine = self._station.by_id.get(key)
-        if engine is not None:
-            told = engine.end is not None and not engine.unaccepted
-            return engine.end.status if told and engine.end is not None else engine
-        serial = self._context.store.find(self._station.id, *key)
-        row = self._context.store.row(self._station.id, serial) if serial is not None else None
-        if row is None or serial is None:
-            return None
-        return row.status if row.status.ended else self._station.load_engine(serial)
-
-    async def _admitted(self, request: InstanceRequest) -> Engine | None:
-        """A queued creation, admitted by its id (protocol rule 12); its message is dropped when it comes."""
-        message = await self._queue_message(request)
-        souschef = self._station.souschefs.get(request.workflow)
-        if message is None or self._station.knows(request.workflow, request.id):
-            return None
-        if souschef is None:
-            raise Unavailable(f"pod {self._context.pod} does not have workflow {request.workflow!r}")
-        if refusal(request.id, message, self._station.payload_max):
-            return None  # it will be parked
-        return self._station.admit(souschef, souschef.admitted(request.id, message, 0), into_slot=False)
-
-    def _already(self, status: r.Status, request: InstanceRequest) -> Answer:
-        if status is r.Status.TERMINATED:
-            return Answer(self._epoch)  # a repeat gets the first answer
-        return Answer(self._epoch, "ended", f"instance {request.id!r} of {request.workflow!r} is {status.label}")
 
     # -- many ----------------------------------------------------------------------------------------------------------
 
@@ -333,29 +299,22 @@ class Answers:
             view.ended_at = engine.end.at
             _add_end(view, engine.end, json)
         else:
-            view.status = (r.Status.WAITING if engine.resting else r.Status.RUNNING).label
+            view.status = _live_status(engine).label
             view.wake_at = engine.wake_at
         return view
 
-    async def _queue_message(self, request: InstanceRequest) -> Message | None:
-        subject = subjects.queue(self._station.account, request.workflow, self._station.id, request.id)
-        try:
-            message = await self._context.bus.last_message(
-                subjects.queue_stream(self._station.account, request.workflow), subject)
-        except BusError as error:
-            if error.code == BusError.STREAM_NOT_FOUND:
-                return None
-            raise
-        souschef = self._station.souschefs.get(request.workflow)
-        is_parked = message is not None and souschef is not None and souschef.is_parked(message.sequence)
-        return None if is_parked else message
-
     async def _queued(self, request: InstanceRequest) -> InstanceView | None:
-        message = await self._queue_message(request)
+        message = await self._finder.queue_message(request.workflow, request.id)
         if message is None:
             return None
         return InstanceView(request.workflow, request.id, r.Status.QUEUED.label, created_at=message.time_ms,
                             station=str(self._station.id), pod=self._context.pod, blocked_on="slot")
+
+
+def _live_status(engine: Engine) -> r.Status:
+    if engine.pausing:
+        return r.Status.PAUSED if engine.paused else r.Status.WAITING_FOR_PAUSE
+    return r.Status.WAITING if engine.resting else r.Status.RUNNING
 
 
 def _error(failure: r.Failure) -> ErrorView:

@@ -33,7 +33,7 @@ from toque.workers.replay import (
 )
 from toque.workers.step_call import RunStep, StepCall, StepDecorator
 from toque.workers.waits import Waits
-from toque.workflow import Step, Workflow, WorkflowEvent, params_type, result_type, workflow_name
+from toque.workflow import Step, Workflow, WorkflowEvent, keep, params_type, result_type, workflow_name
 
 NEAR_MS = 1000  # a wait that ends so soon keeps its slot (protocol rule 9)
 BLOCKED_LENGTH_MAX = 2_000
@@ -45,7 +45,8 @@ class Engine:
 
     __slots__ = ("__weakref__", "_attempts", "_blocked_before", "_cancelled", "_main", "_new", "_open", "_outcomes",
                  "_replay", "_unawaited", "_wary", "admitted", "admitting", "blocked", "closed", "end", "ended", "flow",
-                 "has_slot", "host", "inside", "leaving", "loop", "resting", "run", "seq", "serial", "threads_inside",
+                 "has_slot", "host", "inside", "leaving", "loop", "paused", "pausing", "resting", "run", "seq", "serial",
+                 "starts_when_accepted", "threads_inside",
                  "unaccepted", "waits")
 
     def __init__(self, host: Host, flow: type[Workflow[Any, Any]], serial: int, replay: Replay) -> None:
@@ -54,7 +55,7 @@ class Engine:
         self.flow = flow
         self.serial = serial
         self.admitted = replay.admitted
-        self.run = replay.admitted.run
+        self.run = replay.run
         self.seq = replay.seq
         self.admitting = False  # its creation is not accepted yet: run() waits, and nobody may hear of it
         self.unaccepted = 0  # records that are pending or in flight
@@ -66,6 +67,9 @@ class Engine:
         self.leaving = 0  # kept by the station: the group to be folded before it leaves memory
         self.end: r.Ended | None = None  # the terminal record
         self.blocked = ""  # why it is held, when its code does not fit its history
+        self.pausing = replay.pausing  # somebody asked for a pause: nothing is entered, fired or handed out
+        self.paused = replay.paused  # the record that says so is written
+        self.starts_when_accepted = False  # it has a slot, and waits for its last record
         self.resting = False  # only far timers are left, and the record that says so is written
         self.loop = InstanceLoop()  # type: ignore[abstract]  # what is missing is refused at run time
         self.waits = Waits(host, self._wait_over)
@@ -86,8 +90,18 @@ class Engine:
 
     @property
     def may_go_on(self) -> bool:
-        """False when it has ended, is held, or has left memory."""
-        return not (self.ended or self.closed or self.blocked)
+        """False when it has ended, is held or paused, or has left memory."""
+        return not (self.ended or self.closed or self.blocked or self.pausing)
+
+    @property
+    def over(self) -> bool:
+        """Nothing more comes of it in memory: it leaves as soon as what it wrote is folded."""
+        return self.ended or self.closed or self.paused or bool(self.blocked)
+
+    @property
+    def may_start(self) -> bool:
+        """It was read back, and waits for a slot."""
+        return self._replay is not None and self.may_go_on and not self.admitting
 
     @property
     def wake_at(self) -> int:
@@ -133,9 +147,55 @@ class Engine:
             self._woken()
             self.rest(False)
 
-    def terminate(self) -> None:
+    def terminate(self, request: str = "") -> None:
         """End it here and now. No callback is entered from this call on."""
-        self._end(r.Status.TERMINATED)
+        self._end(r.Status.TERMINATED, request=request)
+
+    def pause(self, request: str) -> None:
+        """Enter nothing more. Callbacks that are inside finish; the record of the pause follows when they have left."""
+        if self.pausing or self.paused:
+            return
+        self.pausing = True
+        self.waits.disarm()
+        if self.inside:
+            self.record(r.PauseAsked(self.serial, self.run, self.seq + 1, self.now_ms(), request))
+        else:
+            self._pause_now(request)
+
+    def resume(self, request: str) -> None:
+        """Take back a pause that is only asked for: what waited for it goes on when this is accepted."""
+        self.pausing = False
+        self.record(r.Resumed(self.serial, self.run, self.seq + 1, self.now_ms(), request, 0))
+        if self.waits:
+            self.waits.arm()
+
+    def resumed(self, request: str, shift_ms: int) -> None:
+        """Record the end of a pause. The engine has to leave memory then, for its timers have moved."""
+        self.record(r.Resumed(self.serial, self.run, self.seq + 1, self.now_ms(), request, shift_ms))
+        self.cut()
+
+    def restart(self, request: str, version: str, from_key: str) -> None:
+        """Cut whatever runs, and begin another run. The engine has to leave memory then."""
+        self.cut()
+        self.ended = False
+        self.run += 1
+        self.record(r.Restarted(self.serial, self.run, 1, self.now_ms(), request, version, from_key))
+
+    def _pause_now(self, request: str = "") -> None:
+        self.paused = True
+        self.record(r.Paused(self.serial, self.run, self.seq + 1, self.now_ms(), request))
+
+    def start_when_accepted(self) -> None:
+        """It has its slot: `start`, as soon as everything recorded so far is accepted."""
+        if self.unaccepted:
+            self.starts_when_accepted = True
+        else:
+            self.start()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether run() was entered since it was loaded."""
+        return self._replay is None
 
     def accepted(self) -> None:
         """One more of its records is accepted (see `Listener`)."""
@@ -156,7 +216,7 @@ class Engine:
         if reason != self._blocked_before:
             self.record(r.Blocked(self.serial, self.run, self.seq + 1, self.now_ms(), reason))
         self.host.engine_blocked(self, reason)
-        self._settle()
+        self.settle()
 
     def cut(self) -> None:
         """Stop every attempt; whatever they still bring is refused. The engine is closed from here on."""
@@ -265,6 +325,9 @@ class Engine:
 
     def turn(self) -> None:
         """Hand out what is recorded, let run() go on until it waits for steps, begin those that it has opened."""
+        if self.pausing:
+            self.settle()
+            return
         try:
             while self._outcomes and not (self._wary and self.unaccepted):
                 call, outcome, value = self._outcomes.pop(0)
@@ -349,7 +412,7 @@ class Engine:
     def rest(self, idle: bool) -> None:
         """`idle`: the last record says that it rests. Its slot goes back when that is accepted; its station wakes it."""
         self.resting = idle
-        if idle:
+        if idle or self.pausing:
             self.waits.disarm()
         else:
             self.waits.arm()
@@ -379,7 +442,7 @@ class Engine:
         """A callback whose result was refused is not inside any more; its slot may be free now."""
         if self.may_go_on and self.waits:
             self.rest_or_arm()
-        self._settle()
+        self.settle()
 
     def _all_accepted(self) -> None:
         if self.ended:
@@ -387,18 +450,23 @@ class Engine:
         elif self.admitting:
             self.admitting = False
             self.start()
+        elif self.starts_when_accepted:
+            self.starts_when_accepted = False
+            self.start()
         elif self._outcomes:
             self._wary = False
             self.turn()
         else:
             self._attempts.enter()
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """The slot goes back when nothing is left to do, nothing is inside, and everything is accepted."""
         if self.closed or self.unaccepted or self.inside:
             return
-        if self.ended or self.blocked:
+        if self.pausing and not self.over:
+            self._pause_now()
+        elif self.ended or self.blocked or self.paused:
             self.host.engine_left(self)
         elif self.resting:
             self.host.engine_rests(self)
@@ -430,12 +498,14 @@ class Engine:
             raise MisuseError(f"run() never awaited {describe_calls(self._unawaited)}. Write "
                               f"`await step.do(\"name\", fn)`")
 
-    def _end(self, status: r.Status, *, output: bytes = b"", failure: r.Failure | None = None) -> None:
+    def _end(self, status: r.Status, *, output: bytes = b"", failure: r.Failure | None = None, request: str = "") -> None:
         if self.ended or self.closed:
             return
         self.ended = True
         self._stop()
-        self.end = r.Ended(self.serial, self.run, self.seq + 1, self.now_ms(), status, output, failure)
+        now = self.now_ms()
+        keep_ms = keep(self.flow, self.admitted.retention)[status is not r.Status.COMPLETE]
+        self.end = r.Ended(self.serial, self.run, self.seq + 1, now, status, output, failure, now + keep_ms, request)
         self.record(self.end)
 
     def _stop(self) -> None:

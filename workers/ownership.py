@@ -245,6 +245,7 @@ class Ownership:
             await self._close_gatekeeper(held.id)
         else:
             held.take_up()
+            held.spawn(answers.lifecycle.sweep())
             self._on_station(held)
             self._on_change()
 

@@ -43,21 +43,25 @@ class Tries:
 class Replay:
     """The history of one run, taken apart once."""
 
-    __slots__ = ("admitted", "blocked_on", "interruptions", "outcomes", "resting", "seq", "sleeping", "stuck", "tries")
+    __slots__ = ("admitted", "blocked_on", "interruptions", "outcomes", "paused", "pausing", "resting", "run", "seq",
+                 "sleeping", "stuck", "tries")
 
     def __init__(self, history: Iterable[r.Record]) -> None:
         self.admitted: r.Admitted | None = None
         self.outcomes: list[Recorded] = []  # in the journal's order, the first one of each step
         self.tries: dict[str, Tries] = {}  # of steps without an outcome
         self.sleeping: dict[str, int] = {}  # step → due, ms; of steps without an outcome
+        self.run = 0
         self.seq = 0
+        self.pausing = False
+        self.paused = False
         self.interruptions = 0
         self.stuck = False  # interrupted, and no progress since
         self.resting = False  # only far timers were left, so it holds no slot
         self.blocked_on = ""
         seen: set[str] = set()
         for record in history:
-            self.seq = record.seq
+            self.run, self.seq = record.run, record.seq
             if type(record) is r.Admitted:
                 self.admitted = record
             else:
@@ -89,8 +93,20 @@ class Replay:
             case r.Interrupted():
                 self.interruptions += 1
                 self.stuck = True
+            case r.PauseAsked():
+                self.pausing = True
+            case r.Paused():
+                self.pausing = self.paused = True
+            case r.Resumed():
+                self.pausing = self.paused = False
+                self._move_timers(record.shift_ms)
             case _:
                 pass
+
+    def _move_timers(self, shift_ms: int) -> None:
+        for tries in self.tries.values():
+            tries.retry_at += shift_ms
+        self.sleeping = {key: due + shift_ms for key, due in self.sleeping.items()}
 
     def _forget(self, key: str) -> None:
         self.tries.pop(key, None)

@@ -9,7 +9,7 @@ from toque import _subjects as subjects
 from toque._names import is_instance_id
 from toque._subjects import StationId
 from toque.storage.ports import Message
-from toque.storage.records import Admitted, Parked
+from toque.storage.records import Admitted, Parked, TombRow
 from toque.workflow import Workflow, workflow_version
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ class SousChef:
 
     @property
     def can_admit(self) -> bool:
-        return bool(self._buffer) and self._owner.may_admit()
+        if not self._buffer or (self.workflow, self._buffer[0][0]) in self._owner.deleting:
+            return False  # an id whose old instance is being deleted is known in a moment, or not any more
+        return self._owner.may_admit()
 
     def committed(self, clear_to: int) -> int:
         """The queue sequence up to which every message of this SousChef is admitted, dropped or parked, and accepted.
@@ -80,9 +82,13 @@ class SousChef:
             instance_id, message = self._buffer.popleft()
             if message.sequence in self._set_aside or message.sequence in self._under_way:
                 continue  # it was read again, and is being seen to
-            if self._owner.knows(self.workflow, instance_id):
+            if (self.workflow, instance_id) in self._owner.deleting:
+                self._buffer.appendleft((instance_id, message))
+                return False
+            if self._owner.knows(self.workflow, instance_id) or is_late(
+                    self._owner.tombstone(self.workflow, instance_id), message):
                 self._drop(instance_id, message.sequence)
-            elif reason := refusal(instance_id, message, self._owner.payload_max):
+            elif reason := refusal(instance_id, message, self._owner.payload_max) or self._nameless(instance_id, message):
                 self._park(message, reason)
             else:
                 self._under_way[message.sequence] = False
@@ -95,7 +101,15 @@ class SousChef:
         return Admitted(
             self._owner.new_serial(), 1, 1, self._owner.now_ms(), self.workflow, instance_id,
             message.header(subjects.NONCE_HEADER), queue_sequence, message.time_ms, message.data,
-            message.header(subjects.CONTENT_TYPE_HEADER) or JSON_TYPE, workflow_version(self.flow))
+            message.header(subjects.CONTENT_TYPE_HEADER) or JSON_TYPE, workflow_version(self.flow),
+            parse_retention(message.header(subjects.RETENTION_HEADER)))
+
+    def _nameless(self, instance_id: str, message: Message) -> str:
+        """Why a creation without a nonce of an id that was deleted is parked; "" when it is none."""
+        if message.header(subjects.NONCE_HEADER) or self._owner.tombstone(self.workflow, instance_id) is None:
+            return ""
+        return ("an instance of this id was deleted less than 24 hours ago, and the creation has no nonce: it may be a "
+                "late attempt of the same one")
 
     def was_accepted(self, queue_sequence: int) -> None:
         """An Admitted or Parked record with this queue sequence stands in the journal."""
@@ -136,10 +150,30 @@ class SousChef:
                                 reason), message)
 
 
+def is_late(tomb: TombRow | None, message: Message) -> bool:
+    """Whether it is a late attempt of a creation whose instance was deleted (protocol rule 15)."""
+    if tomb is None:
+        return False
+    nonce = message.header(subjects.NONCE_HEADER)
+    return nonce == tomb.nonce if nonce else message.time_ms <= tomb.deleted_at
+
+
+def parse_retention(text: str) -> list[int]:
+    """Of a creation's header; [] without one. Raises ValueError for any other text."""
+    kept = [int(part) for part in text.split()]
+    if len(kept) not in (0, 2) or any(ms < 0 for ms in kept):
+        raise ValueError("two numbers, of a success and of an error")
+    return kept
+
+
 def refusal(instance_id: str, message: Message, payload_max: int) -> str:
     """Why a queued message can never become an instance; "" when it can."""
     if not is_instance_id(instance_id):
         return "the id has no legal form: up to 100 letters, digits, '_' and '-', not beginning with '-'"
+    try:
+        parse_retention(message.header(subjects.RETENTION_HEADER))
+    except ValueError:
+        return f"the header {subjects.RETENTION_HEADER} is not of the form '<ms of a success> <ms of an error>'"
     if len(message.data) > payload_max:
         return f"the params have {len(message.data)} bytes, more than {payload_max}"
     return ""

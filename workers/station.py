@@ -21,6 +21,7 @@ from toque.storage import records as r
 from toque.storage.group_commit import Acceptance, GroupCommit
 from toque.storage.ports import BusError, BusTimeout, Message, NoResponders
 from toque.storage.restore import LOCAL, Restored
+from toque.storage.runs import newest_run
 from toque.workers.context import PodContext
 from toque.workers.engine import INTERRUPTIONS_MAX, Engine
 from toque.workers.replay import Replay
@@ -62,6 +63,7 @@ class Station:
         self._session = context.session
         self._loop = asyncio.get_running_loop()
         self._unstarted: list[int] = []  # loaded, and not let go on yet: serials
+        self._pausing: list[int] = []  # … and those whose pause was asked for: nothing of them is inside any more
         self._lingering: list[Engine] = []  # once closed: those with threads inside
         self._gone: asyncio.Future[None] = self._loop.create_future()  # done when the station is closed
         self._next_serial = context.store.highest_serial(station) + 1
@@ -71,6 +73,7 @@ class Station:
         self._lacking: set[int] = set()  # waiting instances that are due, and that this pod's app cannot run
         self._admitting: set[tuple[str, str]] = set()  # ids of control operations on queued instances, under way
         self._at_gate: list[Engine] = []
+        self.deleting: dict[tuple[str, str], int] = {}  # ids of instances whose deletion is not folded yet
         self._shelved: set[int] = set()  # idle ones that have given their slot back while the station is frozen
         self._gate_watched = False  # the next acceptance opens the gate
         self._tasks: dict[asyncio.Task[None], None] = {}  # in their order, so that runs can be repeated
@@ -87,7 +90,7 @@ class Station:
         Nothing runs before `take_up`.
         """
         active = [(serial, row) for serial, row in self.context.store.unended(self.id)
-                  if row.status is r.Status.RUNNING]
+                  if row.status in (r.Status.RUNNING, r.Status.WAITING_FOR_PAUSE)]
         running = [(serial, row) for serial, row in active if not row.blocked_on]
         held = [(serial, row) for serial, row in active if row.blocked_on]  # had no slot; the code may fit now
         if interrupted_by and running:
@@ -101,7 +104,8 @@ class Station:
             if self.closed:
                 return
             await self.context.store.flush()
-        self._unstarted = [serial for serial, _ in (*running, *held)]
+        self._unstarted = [serial for serial, row in (*running, *held) if row.status is r.Status.RUNNING]
+        self._pausing = [serial for serial, row in (*running, *held) if row.status is r.Status.WAITING_FOR_PAUSE]
         for workflow, flow in self.context.app.workflows.items():
             self.souschefs[workflow] = SousChef(self, workflow, flow)
 
@@ -110,6 +114,9 @@ class Station:
         for serial in self._unstarted:
             self._want_slot(0, serial)
         self._unstarted.clear()
+        for serial in self._pausing:
+            self.load_engine(serial).settle()
+        self._pausing.clear()
         self.spawn(self._scan_timers())
 
     async def hand_over(self, successor: str, *, patience_s: float, ending: bool,
@@ -157,9 +164,10 @@ class Station:
         """The station stays: what was cut goes on from the store, as soon as no callback of it is inside any more."""
         for engine in self.engines.values():
             if engine.closed:
-                self.spawn(self._read_back(engine))
+                self.spawn(self.read_back(engine))
 
-    async def _read_back(self, engine: Engine) -> None:
+    async def read_back(self, engine: Engine) -> None:
+        """Out of memory as soon as nothing of it is inside, and back for a slot: it goes on from the store."""
         while engine.inside or engine.unaccepted:
             await asyncio.sleep(QUIET_POLL_S)
         await self.context.store.flush()
@@ -346,13 +354,42 @@ class Station:
         self._folded_to = max(self._folded_to, number)
         while self._leaving and self._leaving[0][0] <= number:
             group, engine = self._leaving.popleft()
-            over = engine.ended or bool(engine.blocked)
-            if engine.has_slot or engine.unaccepted or (not over and not engine.resting) or engine.leaving > group:
+            stays = not engine.over and not engine.resting
+            if engine.has_slot or engine.unaccepted or engine.closed or stays or engine.leaving > group:
                 continue  # it was woken or changed meanwhile: it leaves another time
-            engine.cut()
-            if self.engines.get(engine.serial) is engine:
-                del self.engines[engine.serial]
-                del self.by_id[engine.admitted.workflow, engine.admitted.id]
+            self._evict(engine)
+
+    def _evict(self, engine: Engine) -> None:
+        engine.cut()
+        if self.engines.get(engine.serial) is engine:
+            del self.engines[engine.serial]
+        key = (engine.admitted.workflow, engine.admitted.id)
+        if self.by_id.get(key) is engine:
+            del self.by_id[key]
+
+    def leave_if_idle(self, engine: Engine) -> None:
+        """An operation has read it back, and it is not to run now: out of memory, when all is folded."""
+        if not engine.has_slot and not engine.inside and not engine.closed and (engine.over or not engine.is_started):
+            self._leave_when_folded(engine)
+
+    def forget(self, serial: int) -> None:
+        """The instance is deleted: out of memory at once. What is still inside keeps its slot until it comes out."""
+        engine = self.engines.get(serial)
+        if engine is None:
+            return
+        self._evict(engine)
+        self._answer_waiters(engine)
+        if engine.inside:
+            self._lingering.append(engine)
+            self.spawn(self._outlive(engine))
+        else:
+            self._release_slot(engine)
+
+    async def _outlive(self, engine: Engine) -> None:
+        while engine.inside:
+            await asyncio.sleep(QUIET_POLL_S)
+        self._lingering.remove(engine)
+        self._release_slot(engine)
 
     def _answer_waiters(self, engine: Engine) -> None:
         for waiter in self.waiters.pop((engine.admitted.workflow, engine.admitted.id), ()):
@@ -370,6 +407,9 @@ class Station:
         """Whether the id is known here: in memory (every record not yet folded is), or in the index."""
         return ((workflow, instance_id) in self.by_id
                 or self.context.store.find(self.id, workflow, instance_id) is not None)
+
+    def tombstone(self, workflow: str, instance_id: str) -> r.TombRow | None:
+        return self.context.store.tombstone(self.id, workflow, instance_id)
 
     def is_admitting(self, workflow: str, instance_id: str) -> bool:
         """Whether the id is known only by a control operation's Admitted record that is not accepted yet."""
@@ -420,15 +460,19 @@ class Station:
             self._take_slot(engine)
             engine.enter()
             return True
+        if engine is not None and engine.may_start:
+            self._take_slot(engine)
+            engine.start_when_accepted()
+            return True
         if engine is not None:
-            due = engine.resting and not engine.ended and engine.wake_at <= self.now_ms()
+            due = engine.resting and engine.may_go_on and engine.wake_at <= self.now_ms()
             if engine.has_slot or not due:
                 return False
             self._take_slot(engine)
             engine.wake()
             return True
         row = self.context.store.row(self.id, serial)
-        if row is None or row.status.ended:
+        if row is None or row.status.ended or row.status is r.Status.PAUSED:
             return False
         if self.missing(row):
             self._lacking.add(serial)
@@ -443,7 +487,7 @@ class Station:
 
     def load_engine(self, serial: int) -> Engine:
         """Read an instance back into memory, without entering run()."""
-        replay = Replay(self.context.store.history(self.id, serial))
+        replay = Replay(newest_run(self.context.store.history(self.id, serial)))
         assert replay.admitted is not None, f"instance {serial} of station {self.id} has no Admitted record"
         flow = self.context.app.workflows.get(replay.admitted.workflow, Workflow)
         return self._hold(flow, serial, replay)
@@ -457,6 +501,10 @@ class Station:
             return (f"version: pod {self.context.pod} has version {workflow_version(flow)!r} of {row.workflow!r}, the "
                     f"instance needs {row.version!r}")
         return ""
+
+    @property
+    def epoch(self) -> int:
+        return self.commits.tail.header.epoch
 
     def _want_slot(self, due: int, serial: int) -> None:
         self._armed[serial] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toque.client import BatchResult, Client, Instance, InstanceStatus, NewInstance, TlsFiles
+from toque.client import BatchResult, Client, Instance, InstanceStatus, NewInstance, StepRef, TlsFiles
 from toque.errors import (
     AppError,
     BrokerUnavailable,
@@ -26,6 +26,7 @@ from toque.errors import (
     SetupError,
     StepError,
     StepFailed,
+    StepNotFound,
     StepTimeout,
     ToqueError,
     Unavailable,
@@ -33,7 +34,7 @@ from toque.errors import (
     UsageError,
 )
 from toque.sync_client import SyncClient, SyncInstance
-from toque.workflow import Retries, Step, StepContext, Workflow, WorkflowEvent
+from toque.workflow import Retention, Retries, Step, StepContext, Workflow, WorkflowEvent
 
 __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     # writing workflows
@@ -42,6 +43,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "Step",
     "StepContext",
     "Retries",
+    "Retention",
     # creating and asking
     "Client",
     "Instance",
@@ -50,6 +52,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "InstanceStatus",
     "NewInstance",
     "BatchResult",
+    "StepRef",
     "TlsFiles",
     # raised by callbacks
     "NonRetryableError",
@@ -70,6 +73,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "InstanceExists",
     "InstanceNotFound",
     "InstanceEnded",
+    "StepNotFound",
     "Unavailable",
     "OwnerAway",
     "BrokerUnavailable",

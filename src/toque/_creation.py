@@ -19,7 +19,7 @@ from toque._names import check_instance_id, new_instance_id
 from toque._payload import decode, encode, payload_max
 from toque._protocol import InstanceRequest
 from toque._requests import Deadline, Pauses, Silence
-from toque._subjects import CONTENT_TYPE_HEADER, NONCE_HEADER
+from toque._subjects import CONTENT_TYPE_HEADER, NONCE_HEADER, RETENTION_HEADER
 from toque.errors import (
     BrokerUnavailable,
     InstanceExists,
@@ -31,6 +31,7 @@ from toque.errors import (
     UsageError,
 )
 from toque.storage.ports import BATCH_MESSAGES_MAX, BusError, NoResponders
+from toque.workflow import Retention
 
 if TYPE_CHECKING:
     from toque._requests import StationAsker
@@ -52,6 +53,7 @@ class NewInstance(msgspec.Struct, frozen=True):
 
     params: Any = None
     id: str | None = None
+    retention: Retention | None = None
 
 
 class BatchResult(msgspec.Struct, frozen=True):
@@ -94,10 +96,13 @@ class Creator:
         nonce = f"{self._rng.getrandbits(64):016x}"
         return {CONTENT_TYPE_HEADER: "application/msgpack", NONCE_HEADER: nonce}
 
-    def make(self, workflow: str, params: Any, params_type: Any, instance_id: str | None, headers: Headers) -> Creation:
+    def make(self, workflow: str, params: Any, params_type: Any, instance_id: str | None, headers: Headers,
+             retention: Retention | None = None) -> Creation:
         """Raises InvalidName, InvalidPayload, PayloadTooLarge."""
         id_ = new_instance_id(self._now_ms(), self._rng) if instance_id is None else check_instance_id(instance_id)
         body = self._encode(workflow, params, params_type)
+        if retention is not None:
+            headers = {**headers, RETENTION_HEADER: " ".join(map(str, retention.ms()))}
         return Creation(workflow, id_, _subjects.create(self._account, workflow, id_), body, headers,
                         instance_id is not None)
 
@@ -257,7 +262,8 @@ class BatchCreator:
         try:
             if item.id is not None:
                 self._check_new_in_call(item.id)
-            creation = self._creator.make(self._workflow, item.params, self._params_type, item.id, self._headers)
+            creation = self._creator.make(self._workflow, item.params, self._params_type, item.id, self._headers,
+                                          item.retention)
         except ToqueError as error:
             self._ids.append(str(item.id or ""))
             self._errors[index] = error

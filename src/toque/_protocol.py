@@ -13,13 +13,21 @@ LONG_POLL_S_MAX = 5.0
 
 
 class InstanceRequest(msgspec.Struct, omit_defaults=True):
-    """Of `status`, `describe`, `wait`, `exists` and `terminate`."""
+    """Of `status`, `describe`, `wait`, `exists`, `terminate`, `pause`, `resume` and `delete`."""
 
     workflow: str
     id: str
     request: str = ""  # the caller's own id of this operation, the same in every repeat (protocol rule 22)
     wait_s: float = 0.0  # `wait`: how long the owner may hold the answer back, at most LONG_POLL_S_MAX
     nonce: str = ""  # `exists`: the creation's own nonce
+
+
+class RestartRequest(InstanceRequest, omit_defaults=True):
+    """Of `restart`: from the start, or from the step of this kind and name that is the so-manieth of them, from 1."""
+
+    from_name: str = ""
+    from_count: int = 1
+    from_kind: str = "do"  # do | sleep | event
 
 
 class ListRequest(msgspec.Struct, omit_defaults=True):
@@ -165,7 +173,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     """What a station's owner answers. Clients ignore an epoch lower than the highest seen for the station."""
 
     epoch: int
-    code: str = "ok"  # ok | retry | moved | not_found | exists | ended | refused
+    code: str = "ok"  # ok | retry | moved | not_found | exists | ended | no_step | refused
     message: str = ""
     value: msgspec.Raw = msgspec.Raw(b"")
 

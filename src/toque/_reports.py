@@ -43,7 +43,7 @@ STATION_S_MAX: Final = 2.0  # how long a report of a station is asked for before
 OLDEST_S_MAX: Final = 2.0
 PAGE_ROWS_MAX: Final = 100
 READS_IN_FLIGHT: Final = 32
-LISTED: Final = ("running", "waiting", "complete", "errored", "terminated")
+LISTED: Final = ("running", "waiting", "waitingForPause", "paused", "complete", "errored", "terminated")
 
 T = TypeVar("T")
 

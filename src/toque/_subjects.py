@@ -10,6 +10,7 @@ from typing import NamedTuple
 GROUP_HEADER = "Toque-Group"  # of a journal message: "<epoch> <session> <group> <crc32>"
 NONCE_HEADER = "Toque-Nonce"  # of a creation: tells two creations of one id apart
 CONTENT_TYPE_HEADER = "Content-Type"  # of a creation: application/json (default) or application/msgpack
+RETENTION_HEADER = "Toque-Retention"  # of a creation: "<ms that a success is kept> <ms that an error is kept>"
 REASON_HEADER = "Toque-Reason"  # of a parked message: why
 ORIGIN_HEADER = "Toque-Subject"  # of a parked message: the subject it was stored under
 EXPECTED_LAST_HEADER = "Nats-Expected-Last-Subject-Sequence"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
 import msgspec
 
@@ -24,7 +24,7 @@ from toque._accounts import Accounts
 from toque._creation import BatchCreator, BatchResult, Creator, NewInstance
 from toque._durations import Duration, format_ms, to_ms
 from toque._names import check_account, check_instance_id, check_workflow
-from toque._protocol import Answer, DescribeView, ErrorView, InstanceRequest, InstanceView, PodView
+from toque._protocol import Answer, DescribeView, ErrorView, InstanceRequest, InstanceView, PodView, RestartRequest
 from toque._reports import QueueReport, Reports, StationQueue, StationReport, WorkflowReport
 from toque._requests import Deadline, Pauses, Silence, StationAsker
 from toque.errors import (
@@ -35,17 +35,18 @@ from toque.errors import (
     InstanceTerminated,
     OwnerAway,
     ResultTimeout,
+    StepNotFound,
     UsageError,
 )
 from toque.storage.nats_bus import NatsBus
 from toque.storage.nats_options import resolve_options
-from toque.workflow import Workflow, params_type, result_type, workflow_name
+from toque.workflow import Retention, Workflow, params_type, result_type, workflow_name
 
 if TYPE_CHECKING:
     from toque.storage.ports import Bus, Randomness
 
 __all__ = ["BatchResult", "Client", "Instance", "InstanceStatus", "NewInstance", "QueueReport", "StationQueue",
-           "StationReport", "TlsFiles", "WorkflowReport"]
+           "StationReport", "StepRef", "TlsFiles", "WorkflowReport"]
 
 TIMEOUT_DEFAULT: Final = "10 seconds"
 BATCH_TIMEOUT_DEFAULT: Final = "30 seconds"
@@ -75,7 +76,7 @@ class InstanceStatus:
     workflow: str
     id: str
     status: str
-    """queued, running, waiting, complete, errored or terminated."""
+    """queued, running, waiting, waitingForPause, paused, complete, errored or terminated."""
     run: int
     created_at: datetime | None
     admitted_at: datetime | None
@@ -157,20 +158,21 @@ class Client:
 
     @overload
     async def create(self, workflow: type[Workflow[None, R]], params: None = None, *, id: str | None = None,
-                     timeout: Duration = TIMEOUT_DEFAULT) -> Instance[R]: ...
+                     retention: Retention | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> Instance[R]: ...
 
     @overload
     async def create(self, workflow: type[Workflow[P, R]], params: P, *, id: str | None = None,
-                     timeout: Duration = TIMEOUT_DEFAULT) -> Instance[R]: ...
+                     retention: Retention | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> Instance[R]: ...
 
     @overload
     async def create(self, workflow: str, params: Any = None, *, id: str | None = None,
-                     timeout: Duration = TIMEOUT_DEFAULT) -> Instance[Any]: ...
+                     retention: Retention | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> Instance[Any]: ...
 
     async def create(self, workflow: Any, params: Any = None, *, id: str | None = None,
-                     timeout: Duration = TIMEOUT_DEFAULT) -> Instance[Any]:
+                     retention: Retention | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> Instance[Any]:
         """Create an instance; without an `id` a new one is made. When it returns, the creation is stored for good.
 
+        `retention` says how long it is kept after its end, instead of what its workflow says.
         Raises, with nothing stored: InvalidName, InvalidPayload, PayloadTooLarge; UnknownWorkflow (no pod has ever
         served it here); InstanceExists; QueueFull. BrokerUnavailable says whether it was stored, refused or unknown:
         create again with the same id to be sure. OwnerAway: with an `id` of your own, the creation is stored, but no
@@ -178,7 +180,7 @@ class Client:
         A client that is killed meanwhile leaves either the whole creation or none.
         """
         name, params_type_, _ = workflow_types(workflow)
-        creation = self._creator.make(name, params, params_type_, id, self._creator.new_headers())
+        creation = self._creator.make(name, params, params_type_, id, self._creator.new_headers(), retention)
         handle = self.handle(workflow, creation.id)
         deadline = Deadline(_seconds(timeout))
         try:
@@ -265,6 +267,10 @@ class Client:
         """Every workflow ever served here, and by which live pods now. Raises SetupError, BrokerUnavailable."""
         return await self._reports.workflows()
 
+    def _request_id(self) -> str:
+        """Of one operation, and every repeat of it."""
+        return f"{self._rng.getrandbits(64):016x}"
+
     async def _ask(self, handle: Instance[Any], operation: str, request: InstanceRequest,
                    deadline: Deadline) -> Answer | Silence:
         answer = await self._asker.about(operation, request, deadline)
@@ -273,6 +279,15 @@ class Client:
         if isinstance(answer, Answer) and answer.code == "refused":
             raise UsageError(f"{operation} of {handle} was refused: {answer.message}")
         return answer
+
+
+@dataclass(frozen=True, slots=True)
+class StepRef:
+    """A step of an instance's history: its name, and which of that name and kind it is, from 1."""
+
+    name: str
+    count: int = 1
+    kind: Literal["do", "sleep", "event"] = "do"
 
 
 class Instance(Generic[R]):
@@ -316,9 +331,46 @@ class Instance(Generic[R]):
         """
         await self._ask("terminate", timeout)
 
-    async def _ask(self, operation: str, timeout: Duration) -> Answer:
+    async def pause(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Let callbacks that are inside finish, enter nothing more, and stand still until `resume`.
+
+        When this returns it is recorded. Status is `waitingForPause` while a callback is still inside, then `paused`;
+        timers stand still, events are kept. A paused instance stays so. Raises as `terminate`.
+        """
+        await self._ask("pause", timeout)
+
+    async def resume(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Go on after a pause: open timers are moved by its length. No effect on one that is not paused.
+
+        Raises as `terminate`.
+        """
+        await self._ask("resume", timeout)
+
+    async def restart(self, *, from_: StepRef | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Begin another run of it, with the same params: from the start, or from a step of its history.
+
+        Works in every status; what runs is cut. With `from_` the results of the steps that began before that step are
+        kept. Events that no kept step got are gone. A queued one is left as it is. When this returns it is recorded.
+        Raises StepNotFound, InstanceNotFound, OwnerAway.
+        """
+        ref = from_ or StepRef("")
+        request = RestartRequest(workflow=self.workflow, id=self.id, request=self._client._request_id(),
+                                 from_name=ref.name, from_count=ref.count, from_kind=ref.kind)
+        answer = await self._ask("restart", timeout, request)
+        if answer.code == "no_step":
+            raise StepNotFound(answer.message)
+
+    async def delete(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Forget it, whatever its status: nothing of it goes on, and the id is free. A queued one never starts.
+
+        When this returns it is gone. Raises InstanceNotFound, OwnerAway (call it again, that is harmless).
+        """
+        await self._ask("delete", timeout)
+
+    async def _ask(self, operation: str, timeout: Duration, request: InstanceRequest | None = None) -> Answer:
         client = self._client
-        request = InstanceRequest(workflow=self.workflow, id=self.id, request=f"{client._rng.getrandbits(64):016x}")
+        if request is None:
+            request = InstanceRequest(workflow=self.workflow, id=self.id, request=client._request_id())
         answer = await client._ask(self, operation, request, Deadline(_seconds(timeout)))
         if isinstance(answer, Silence):
             raise OwnerAway(f"{operation} of {self} found no answer: {answer.reason}", handle=self)

@@ -10,6 +10,7 @@ ToqueError
 │   └── MisuseError           a step inside a callback, a foreign await in run(), a step left open …
 ├── LostRace                  somebody else was first, or it is already over
 │   ├── InstanceExists        the id belongs to another creation
+│   ├── StepNotFound          restart(from_=…): the history has no such step
 │   ├── InstanceNotFound      an owner said so: no instance of this id
 │   └── InstanceEnded         the operation needs a live instance
 ├── Unavailable               nothing is known to be wrong with the call (or a lifespan raised): try again
@@ -131,6 +132,10 @@ class UnknownWorkflow(ToqueError):
 
 class SetupError(ToqueError):
     """The server, or a data directory, is not fit for use; the message says how to mend it."""
+
+
+class StepNotFound(LostRace):
+    """The history of the instance has no such step."""
 
 
 class InstanceFailed(ToqueError):

@@ -29,11 +29,12 @@ from toque.client import (
     Client,
     Instance,
     InstanceStatus,
+    StepRef,
     TlsFiles,
     workflow_types,
 )
 from toque.errors import MisuseError, Unavailable
-from toque.workflow import Workflow
+from toque.workflow import Retention, Workflow
 
 __all__ = ["SyncAccounts", "SyncClient", "SyncInstance"]
 
@@ -206,20 +207,21 @@ class SyncClient:
 
     @overload
     def create(self, workflow: type[Workflow[None, R]], params: None = None, *, id: str | None = None,
-               timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[R]: ...
+               retention: Retention | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[R]: ...
 
     @overload
     def create(self, workflow: type[Workflow[P, R]], params: P, *, id: str | None = None,
-               timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[R]: ...
+               retention: Retention | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[R]: ...
 
     @overload
     def create(self, workflow: str, params: Any = None, *, id: str | None = None,
-               timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[Any]: ...
+               retention: Retention | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[Any]: ...
 
     def create(self, workflow: Any, params: Any = None, *, id: str | None = None,
-               timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[Any]:
+               retention: Retention | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> SyncInstance[Any]:
         """See `Client.create`: when it returns, the creation is stored for good."""
-        handle = self._call(lambda client: client.create(workflow, params, id=id, timeout=timeout))
+        handle = self._call(lambda client: client.create(workflow, params, id=id, retention=retention,
+                                                           timeout=timeout))
         return SyncInstance(self, handle.workflow, handle.id, handle.result_type)
 
     def create_batch(self, workflow: type[Workflow[P, Any]] | str, items: Iterable[NewInstance], *,
@@ -329,6 +331,22 @@ class SyncInstance(Generic[R]):
     def terminate(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
         """End it without a result: see `Instance.terminate`."""
         self._client._call(lambda client: self._on(client).terminate(timeout=timeout))
+
+    def pause(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Let it stand still until `resume`: see `Instance.pause`."""
+        self._client._call(lambda client: self._on(client).pause(timeout=timeout))
+
+    def resume(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Go on after a pause: see `Instance.resume`."""
+        self._client._call(lambda client: self._on(client).resume(timeout=timeout))
+
+    def restart(self, *, from_: StepRef | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Begin another run of it: see `Instance.restart`."""
+        self._client._call(lambda client: self._on(client).restart(from_=from_, timeout=timeout))
+
+    def delete(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Forget it: see `Instance.delete`."""
+        self._client._call(lambda client: self._on(client).delete(timeout=timeout))
 
     def result(self, timeout: Duration | None = None) -> R:
         """Wait for its end and return its output: see `Instance.result`."""

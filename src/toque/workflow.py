@@ -221,6 +221,26 @@ class Step(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long an instance is kept after its end. Raises InvalidDuration where it is made."""
+
+    success: Duration = "7 days"
+    """When it is complete."""
+    error: Duration = "7 days"
+    """When it errored, or was terminated."""
+
+    def __post_init__(self) -> None:
+        self.ms()
+
+    def ms(self) -> list[int]:
+        """Of a success and of an error, in milliseconds."""
+        return [to_ms(self.success, what="Retention.success"), to_ms(self.error, what="Retention.error")]
+
+
+RETENTION_DEFAULT = Retention()
+
+
 class Workflow(Generic[Params, Result]):
     """A workflow: a named, versioned class whose `run` is executed durably, step by step.
 
@@ -234,11 +254,15 @@ class Workflow(Generic[Params, Result]):
 
     _toque_name: ClassVar[str] = ""
     _toque_version: ClassVar[str] = ""
+    _toque_retention: ClassVar[list[int]] = RETENTION_DEFAULT.ms()
 
-    def __init_subclass__(cls, *, name: str | None = None, version: str = "1", **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, name: str | None = None, version: str = "1", retention: Retention | None = None,
+                          **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._toque_name = check_workflow(cls.__name__ if name is None else name)
         cls._toque_version = _check_version(version)
+        if retention is not None:
+            cls._toque_retention = retention.ms()
         if "run" in cls.__dict__:
             _check_run(cls)
 
@@ -255,6 +279,11 @@ def workflow_name(cls: type[Workflow[Any, Any]]) -> str:
 def workflow_version(cls: type[Workflow[Any, Any]]) -> str:
     """The version that the class was given."""
     return cls._toque_version
+
+
+def keep(cls: type[Workflow[Any, Any]], asked: list[int]) -> list[int]:
+    """How long a success and an error are kept, in ms: as the creation `asked`, if it did, or as the class says."""
+    return asked or cls._toque_retention
 
 
 def is_runnable(cls: type[Workflow[Any, Any]]) -> bool:

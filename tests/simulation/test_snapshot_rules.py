@@ -81,7 +81,7 @@ def test_the_journal_is_trimmed_behind_the_second_newest_counting_snapshot():
         a = await world.start_pod("a", app, snapshot_rules=RULES)
         await world.all_owned()
         ids: list[str] = []
-        for batch in "abcd":
+        for batch in "abcdef":
             ids += await work(world, batch)
             await world.passes(3)
             front, taken = world.broker._streams[JOURNAL].first_sequence, counting(world)

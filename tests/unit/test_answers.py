@@ -47,7 +47,7 @@ class Asking:
         station: Any = SimpleNamespace(
             id=STATION, account="main", by_id=by_id, missing=lambda row: "",
             context=SimpleNamespace(store=store, pod="pod-a", control=control),
-            commits=SimpleNamespace(tail=r.Position(1, header)))
+            commits=SimpleNamespace(tail=r.Position(1, header)), epoch=header.epoch)
         request = encode(InstanceRequest(workflow="flow", id="i1"), json=json)
         return await Answers(station)._answer(Message(f"station.{operation}", request), json)
 

@@ -38,6 +38,10 @@ class Owner:
         self.id = station
         self.known: set[str] = set()
         self.lives = True
+        self.deleting: dict[tuple[str, str], int] = {}
+
+    def tombstone(self, workflow: str, instance_id: str) -> None:
+        return None
 
     def knows(self, workflow: str, instance_id: str) -> bool:
         return instance_id in self.known

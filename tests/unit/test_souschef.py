@@ -21,7 +21,8 @@ def souschef(*sequences: int) -> SousChef:
     """One that has begun to admit the messages with these sequences; none of it is accepted yet."""
     serials = iter(range(1, 100))
     owner: Any = SimpleNamespace(
-        id=StationId(1, 0), knows=lambda workflow, instance_id: False, new_serial=lambda: next(serials),
+        id=StationId(1, 0), deleting={}, tombstone=lambda workflow, instance_id: None,
+        knows=lambda workflow, instance_id: False, new_serial=lambda: next(serials),
         now_ms=lambda: 9, admit=lambda chef, record, into_slot: None, may_admit=lambda: True, in_time=lambda: True,
         payload_max=PAYLOAD_MAX)
     chef = SousChef(owner, "work", Work)

@@ -121,7 +121,7 @@ def test_the_answer_is_of_its_type() -> None:
 
 
 def operations() -> dict[str, type]:
-    station = SimpleNamespace(context=None)
+    station = SimpleNamespace(context=SimpleNamespace(store=None))
     return {name: shape for name, (shape, _) in Answers(station)._operations.items()}  # type: ignore[arg-type]  # a stub
 
 

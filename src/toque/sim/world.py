@@ -31,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ import msgspec
 from toque import _subjects as subjects
 from toque._accounts import ensure_account, update_account
 from toque._app import App
-from toque._protocol import AccountRecord, Layout, SessionRecord
+from toque._protocol import AccountRecord, Answer, InstanceRequest, Layout, SessionRecord
 from toque._subjects import StationId, station_number
 from toque.client import Client
 from toque.sim.history import History
@@ -48,7 +49,7 @@ from toque.sim.process import ProcessLoop
 from toque.storage import records as r
 from toque.storage.journal import decode_group, header_of
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
-from toque.storage.ports import Message
+from toque.storage.ports import BusTimeout, Message, NoResponders
 from toque.workers.session import decode_session
 from toque.workers.station import Station
 from toque.workflow import Step, StepContext, Workflow, WorkflowEvent, workflow_name
@@ -139,6 +140,18 @@ class World:
         """A creation by plain NATS. Raises what the bus raises."""
         headers = {subjects.NONCE_HEADER: nonce} if nonce else None
         await (bus or self._bus).publish(subjects.create(self.account.name, workflow, instance_id), body, headers)
+
+    async def ask(self, operation: str, workflow: str, instance_id: str, *, request: str = "", **fields: Any) -> Answer:
+        """The owner's answer to one request, asked until it is not "retry" or silence."""
+        asked = InstanceRequest(workflow=workflow, id=instance_id, request=request, **fields)
+        while True:
+            subject = subjects.station_request(self.account.name, self.station_of(instance_id), operation)
+            with suppress(BusTimeout, NoResponders):
+                reply = await self._bus.request(subject, msgspec.msgpack.encode(asked), timeout_s=2.0)
+                answer = msgspec.msgpack.decode(reply.data, type=Answer)
+                if answer.code not in ("retry", "moved"):
+                    return answer
+            await asyncio.sleep(POLL_S)
 
     def note(self, text: str) -> None:
         """Something that a trace should show."""
