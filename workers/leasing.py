@@ -78,8 +78,10 @@ class Leasing:
         self._told = demand
         self.wanted = min(max(demand, SPARE_SLOTS), self._slots_max)
         self._told_begun = begun = min(slots.begun, self._slots_max)
-        ceiling = max(min(self.leased, self._needed()), slots.in_use)
-        slots.set_ceiling(min(self.leased, self._needed()), self._admit)  # lowered first, reported after
+        kept = min(self.leased, self._needed())
+        ceiling = max(kept, slots.in_use)
+        slots.set_ceiling(kept, self._admit)  # lowered first, reported after
+        self.leased = min(self.leased, ceiling)  # the rest may be another's as soon as this is sent, answered or not
         request = LeaseRequest(self._session.id, self._number, demand, self.wanted, ceiling, begun)
         self.requests += 1
         try:
@@ -87,7 +89,7 @@ class Leasing:
                                             timeout_s=TIMEOUT_S)
             answer = _answer_decoder.decode(reply.data)
         except (BusTimeout, NoResponders, msgspec.MsgspecError):
-            self._retry_soon()  # no Gatekeeper just now: what is leased stays leased
+            self._retry_soon()  # no Gatekeeper just now: what is leased and was not reported as free stays leased
             return
         if answer.code == "ok" and answer.epoch >= self._epoch and self._session.in_time():
             self._epoch = answer.epoch

@@ -135,6 +135,32 @@ def test_new_instances_go_no_further_than_the_fair_share():
     on_bench(check)
 
 
+def test_what_was_reported_as_free_is_not_taken_back_when_the_answer_is_lost():
+    """Closes: L1: what had begun needs 4 of 8 slots, the pod reports 4 and lowers its ceiling; the Gatekeeper grants the
+    other 4 to another pod, and its answer is lost. Then instances wake here: 8 are needed again, and 8 were "leased"."""
+
+    async def check(bench: Bench) -> None:
+        bench.slots.in_use = 8
+        bench.answer = LeaseAnswer(1, 8, 8, 2)
+        await bench.next()
+        await asyncio.sleep(0)
+        assert (bench.leasing.leased, bench.slots.ceiling) == (8, 8)
+
+        bench.slots.in_use, bench.answer = 4, None
+        request = await bench.next()
+        assert (request.ceiling, bench.slots.ceiling) == (4, 4)
+        bench.slots.in_use = 3
+        for serial in range(5):
+            bench.slots.wake(0, SimpleNamespace(closed=False), serial)
+        request = await bench.next()
+
+        assert request.begun == 8
+        assert (request.ceiling, bench.slots.ceiling) == (4, 4)
+        bench.slots.in_use = 0
+
+    on_bench(check)
+
+
 def test_a_woken_instance_without_a_slot_is_told_at_once():
     """Though the demand was told to be more: a queue is asked for twice, and waits behind it (decision 0010)."""
 
