@@ -63,7 +63,7 @@ class Leasing:
 
     def lower_soon(self) -> None:
         """Slots were given back that others wait for: tell it at once."""
-        if self._needed() < self.leased:
+        if max(self._needed(), self._slots.in_use) < self.leased:
             self._news.set()
 
     def _nudged(self, _: Message) -> None:

@@ -161,6 +161,29 @@ def test_what_was_reported_as_free_is_not_taken_back_when_the_answer_is_lost():
     on_bench(check)
 
 
+def test_a_pod_above_its_target_asks_once_a_second_while_it_can_give_nothing_back():
+    """Closes: a lower limit, or a dead pod's woken instances elsewhere: callbacks hold more than the target. Each request
+    sets the ceiling, each ceiling starts a dispatch, and each dispatch asked for another request, 50 times a second."""
+
+    async def check(bench: Bench) -> None:
+        bench.slots.on_start = bench.leasing.lower_soon
+        bench.slots._may_start = lambda: True
+        bench.slots.in_use = 8
+        bench.answer = LeaseAnswer(1, 8, 5, 5)
+        await bench.next()
+        before = len(bench.requests)
+        await asyncio.sleep(5.0)
+        assert len(bench.requests) - before == 5
+
+        bench.slots.give_back()
+        await asyncio.sleep(2 * HUNGRY_PAUSE_S)
+
+        assert bench.requests[-1].ceiling == 7
+        bench.slots.in_use = 0
+
+    on_bench(check)
+
+
 def test_a_woken_instance_without_a_slot_is_told_at_once():
     """Though the demand was told to be more: a queue is asked for twice, and waits behind it (decision 0010)."""
 
