@@ -12,7 +12,7 @@ from toque.sim import verdicts
 from toque.sim.draw import draw_plan
 from toque.sim.plan import Plan, read_plan, to_json
 from toque.sim.play import play_plan
-from toque.sim.sweep import Result, quiet, shrink, summarise, sweep
+from toque.sim.sweep import Result, play_result, quiet, shrink, summarise, sweep
 
 OK, VIOLATED, BLIND, USAGE = 0, 1, 3, 2
 SEEDS_FOR_COUNTERS = 200  # a sweep of so many seeds must have seen everything
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--trace", action="store_true", help="print everything that happened")
     many = commands.add_parser("sweep", help="play many seeds")
     many.add_argument("--seeds", type=_seeds, default=range(1, 501), metavar="A-B")
-    many.add_argument("--jobs", type=int, default=2)
+    many.add_argument("--jobs", type=_jobs, default=2)
     smaller = commands.add_parser("shrink", help="find the smallest plan that breaks the same")
     _add_plan(smaller)
     options = parser.parse_args(arguments)
@@ -50,7 +50,19 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _seeds(text: str) -> range:
     first, _, last = text.partition("-")
-    return range(int(first), int(last or first) + 1)
+    try:
+        seeds = range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of seeds, as 1-500 is") from None
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"there are no seeds from {first} to {last}")
+    return seeds
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: 1 or more")
+    return int(text)
 
 
 def _run(plan: Plan, *, trace: bool) -> int:
@@ -86,6 +98,8 @@ def _tell(result: Result) -> None:
 
 def _shrink(plan: Plan) -> int:
     smallest = shrink(plan, on_step=lambda found: print(f"{len(found.faults)} faults still break it", file=sys.stderr))
+    if smallest is plan and not play_result(plan).broken:
+        print("the plan breaks nothing: here it is as it was", file=sys.stderr)
     print(to_json(smallest).decode(), end="")
     return OK
 
