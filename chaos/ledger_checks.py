@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from toque.chaos.history import COMPLETE, CREATE, FAILED, OK, RESULT, Op
-from toque.chaos.pairing import CANCELLED, CUT, Ledgered, Stop, Visit
+from toque.chaos.pairing import CANCELLED, CUT, RECORDED_NS_MAX, Ledgered, Stop, Visit
 from toque.chaos.verdicts import InstanceKey, Verdict
 
 SESSION_SHARE = 0.5  # of the TTL: a stop that was shorter cannot have cost the session
@@ -135,18 +135,19 @@ def _judge_order(verdict: Verdict, visits: Sequence[Visit], stages: Mapping[str,
         reached = max(reached, stage)
 
 
-def check_e3(ledger: Ledgered, *, retries: int = 5) -> Verdict:
+def check_e3(ledger: Ledgered, *, retries: int = 5, recorded_ns_max: float = RECORDED_NS_MAX) -> Verdict:
     """Attempts are bounded by the retry limit and the deaths, and their numbers grow.
 
     An attempt that was left in order is not repeated unless its process died, or lost its session, before the
-    checkpoint was stored.
+    checkpoint was stored: within `recorded_ns_max` of it.
     Not for steps that time out: their threads end late, and in vain.
     """
     verdict = Verdict("E3", "attempts were bounded and grew, none was repeated without a death")
     deaths = ledger.deaths
 
     def lost(before: Visit, after: Visit) -> bool:
-        return deaths.get(before.pid, after.entered_ns) < after.entered_ns or ledger.lapsed(before)
+        died_ns = deaths.get(before.pid, after.entered_ns)
+        return died_ns < min(after.entered_ns, before.left_ns + recorded_ns_max) or ledger.lapsed(before)
 
     for key, visits in ledger.by_instance().items():
         for step, of_step in _by_step(visits).items():

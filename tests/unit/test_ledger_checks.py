@@ -10,7 +10,7 @@ import pytest
 from toque.chaos.history import CREATE, FAILED, OK, RESULT, UNKNOWN, Op
 from toque.chaos.ledger import ENTER, EXIT, GONE, MARK, OPENED, Entry
 from toque.chaos.ledger_checks import check_c1, check_c2, check_c3, check_e1, check_e3, check_l1, check_ledger
-from toque.chaos.pairing import CUT, pair
+from toque.chaos.pairing import CUT, RECORDED_NS_MAX, pair
 from toque.chaos.recovery import check_recovery, recoveries
 from toque.chaos.verdicts import InstanceKey
 
@@ -258,6 +258,18 @@ def test_e3_allows_a_repeat_when_the_process_died_before_the_checkpoint() -> Non
     run.visit("a", "hash", attempt=2, pid=2)
 
     assert check_e3(pair(run.entries), retries=0).broken == 0
+
+
+def test_e3_breaks_on_a_repeat_when_the_process_died_long_after_the_checkpoint() -> None:
+    """A step that ended well before a nap, or beside a long one, is not entered again when its pod is killed much later."""
+    run = Run()
+    run.visit("a", "hash", pid=1)
+    run.now_ns += RECORDED_NS_MAX
+    run.line(MARK, pid=1, note="killed")
+    run.visit("a", "hash", attempt=2, pid=2)
+
+    assert check_e3(pair(run.entries)).broken == 1
+    assert check_e3(pair(run.entries), recorded_ns_max=2 * RECORDED_NS_MAX).broken == 0
 
 
 def test_l1_breaks_on_over_admission(run: Run) -> None:
