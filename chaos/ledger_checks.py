@@ -10,8 +10,9 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from toque.chaos.history import COMPLETE, CREATE, FAILED, OK, RESULT, Op
+from toque.chaos.history import COMPLETE, CREATE, FAILED, OK, RESULT, STATUS, Op
 from toque.chaos.pairing import CANCELLED, CUT, RECORDED_NS_MAX, Ledgered, Stop, Visit
+from toque.chaos.status_checks import ENDED_RANK, RANKS
 from toque.chaos.verdicts import InstanceKey, Verdict
 
 SESSION_SHARE = 0.5  # of the TTL: a stop that was shorter cannot have cost the session
@@ -110,7 +111,7 @@ def check_e1(ops: Sequence[Op], ledger: Ledgered, order: StepOrder) -> Verdict:
     """No callback is entered again once a later step of its instance has begun, or a client has seen it complete."""
     seen_ended: dict[InstanceKey, int] = {}
     for op in ops:
-        if op.op == RESULT and op.outcome == OK:
+        if op.outcome == OK and _tells_the_end(op):
             key = InstanceKey(op.workflow, op.instance)
             seen_ended[key] = min(op.returned_ns, seen_ended.get(key, op.returned_ns))
     verdict = Verdict("E1", "no callback was entered again after a later step began or a client saw the end")
@@ -118,6 +119,10 @@ def check_e1(ops: Sequence[Op], ledger: Ledgered, order: StepOrder) -> Verdict:
         stages = order.get(key.workflow, {})
         _judge_order(verdict, visits, stages, seen_ended.get(key))
     return verdict
+
+
+def _tells_the_end(op: Op) -> bool:
+    return op.op == RESULT or (op.op == STATUS and RANKS.get(op.status) == ENDED_RANK)
 
 
 def _judge_order(verdict: Verdict, visits: Sequence[Visit], stages: Mapping[str, int], ended_ns: int | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from toque.chaos.history import CREATE, FAILED, OK, RESULT, UNKNOWN, Op
+from toque.chaos.history import CREATE, FAILED, OK, RESULT, STATUS, UNKNOWN, Op
 from toque.chaos.ledger import ENTER, EXIT, GONE, MARK, OPENED, Entry
 from toque.chaos.ledger_checks import check_c1, check_c2, check_c3, check_e1, check_e3, check_l1, check_ledger
 from toque.chaos.pairing import CUT, RECORDED_NS_MAX, pair
@@ -205,6 +205,18 @@ def test_e1_breaks_on_a_callback_entered_after_a_client_saw_the_end(run: Run) ->
     run.visit("b", "measure", attempt=2, pid=2)
 
     assert check_e1(run.ops, pair(run.entries), ORDER).broken == 1
+
+
+@pytest.mark.parametrize(("status", "broken"), [("complete", 1), ("terminated", 1), ("running", 0)])
+def test_e1_breaks_on_a_callback_entered_after_a_client_was_told_the_status_of_an_end(status: str, broken: int) -> None:
+    """Who asks for the status and is told that it has ended has seen the end as well as who waited for the result."""
+    run = Run()
+    run.created("d")
+    run.visit("d", "measure", note="ValueError")
+    run.op(STATUS, "d", status=status)
+    run.visit("d", "measure", attempt=2)
+
+    assert check_e1(run.ops, pair(run.entries), ORDER).broken == broken
 
 
 def test_e1_breaks_on_a_step_it_does_not_know(run: Run) -> None:
