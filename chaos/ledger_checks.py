@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from toque.chaos.history import COMPLETE, CREATE, FAILED, OK, RESULT, STATUS, Op
 from toque.chaos.pairing import CANCELLED, CUT, RECORDED_NS_MAX, Ledgered, Stop, Visit
 from toque.chaos.status_checks import ENDED_RANK, RANKS
 from toque.chaos.verdicts import InstanceKey, Verdict
+from toque.chaos.zombies import LATE_NS_MAX
 
 SESSION_SHARE = 0.5  # of the TTL: a stop that was shorter cannot have cost the session
 
@@ -195,9 +196,9 @@ def _by_step(visits: Iterable[Visit]) -> dict[str, list[Visit]]:
 def check_l1(ledger: Ledgered, *, limit: int, ttl_s: float = 0.0) -> Verdict:
     """Instances inside callbacks at one time never exceed the limit; what died inside counts until it died.
 
-    The one overlap that is allowed: a callback that was inside a *stopped* process does not count from the stop on,
-    when that was long enough to cost the session (SESSION_SHARE of `ttl_s`; 0 = every stop was). Its late result has to
-    lose, which C1 and E1 see.
+    The one overlap that is allowed: a callback that was inside a *stopped* process does not count during the stop and
+    LATE_NS_MAX after it, when that was long enough to cost the session (SESSION_SHARE of `ttl_s`; 0 = every stop was).
+    Its late result has to lose, which C1 and E1 see.
     """
     verdict = Verdict("L1", f"never more than {limit} instances inside callbacks", len(ledger.visits))
     stops = [stop for stop in ledger.stops if stop.lasted_s >= SESSION_SHARE * ttl_s]
@@ -218,20 +219,29 @@ def _edges(visits: Sequence[Visit], stops: Sequence[Stop]) -> list[tuple[int, in
     """Every (time, +1 entered or -1 left, visit) in order; at one instant leaving comes first."""
     edges: list[tuple[int, int, Visit]] = []
     for visit in visits:
-        left_ns = _counts_until(visit, stops)
-        if left_ns == visit.entered_ns:  # sent by a process that was dead or stopped by then: it was never inside
-            continue
-        edges.append((visit.entered_ns, 1, visit))
-        if left_ns:
-            edges.append((left_ns, -1, visit))
+        for from_ns, to_ns in _counted(visit, stops):
+            edges.append((from_ns, 1, visit))
+            edges += [(to_ns, -1, visit)] * bool(to_ns)
     return sorted(edges, key=lambda edge: edge[:2])
 
 
-def _counts_until(visit: Visit, stops: Sequence[Stop]) -> int:
-    """When the visit ended, or when its process was stopped with it inside; 0 = never."""
-    stopped = [max(stop.stopped_ns, visit.entered_ns) for stop in stops if stop.pid == visit.pid
-               and stop.continued_ns >= visit.entered_ns and _inside_at(visit, stop.stopped_ns)]
-    return min(stopped, default=visit.left_ns)
+def _counted(visit: Visit, stops: Sequence[Stop]) -> Iterator[tuple[int, int]]:
+    """From when to when the visit counts; 0 = to the end of the ledger.
+
+    Not while its process was stopped, nor in the moment that it had to leave afterwards; but what is inside after that
+    has not lost its slot, or goes on without one.
+    """
+    from_ns = visit.entered_ns
+    for stop in sorted(stops, key=lambda stop: stop.stopped_ns):
+        if stop.pid != visit.pid or stop.continued_ns < from_ns or not _inside_at(visit, stop.stopped_ns):
+            continue
+        if stop.stopped_ns > from_ns:  # else: sent by a process that was stopped by then
+            yield from_ns, stop.stopped_ns
+        from_ns = stop.continued_ns + LATE_NS_MAX
+        if not _inside_at(visit, from_ns):
+            return
+    if visit.left_ns != from_ns:  # else: sent by a process that was dead by then: it was never inside
+        yield from_ns, visit.left_ns
 
 
 def check_ledger(ledger: Ledgered) -> Verdict:

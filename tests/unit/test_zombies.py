@@ -106,6 +106,15 @@ def test_l1_breaks_on_an_overlap_before_the_stop_or_without_one():
     assert check_l1(replace(over_the_limit(15), stops=[]), limit=1, ttl_s=3).broken == 1
 
 
+def test_l1_counts_what_stays_inside_after_the_stop():
+    """Its session lived, and it has a slot; or it was lost, and it should have left: in both it is one more inside."""
+    visits = (visit("a", "hash", 1, 9, 30), visit("b", "hash", 2, 15, 16), visit("c", "hash", 2, 25, 26))
+    stopped_twice = [STOP, replace(STOP, stopped_ns=24 * S, continued_ns=27 * S)]
+
+    assert check_l1(overtaken(ledger(*visits), [STOP]), limit=1, ttl_s=3).broken == 1
+    assert check_l1(overtaken(ledger(*visits), stopped_twice), limit=1, ttl_s=3).holds
+
+
 def test_e3_allows_a_repeat_where_the_session_was_lost_and_nowhere_else():
     """The result was not recorded, though its process lived."""
     visits = (visit("a", "hash", 1, 9, 10.5), visit("a", "hash", 2, 15, 16, attempt=2))
