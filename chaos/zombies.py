@@ -43,10 +43,16 @@ def _touches(visit: Visit, stop: Stop) -> bool:
 
 
 def _entered_elsewhere(visits: Sequence[Visit], visit: Visit, stop: Stop) -> bool:
-    """Whether another process entered the instance after the stop, and before the visit began or was over."""
-    until_ns = visit.entered_ns if visit.entered_ns > stop.continued_ns else visit.left_ns
-    return any(other.pid != visit.pid and other.entered_ns > stop.stopped_ns
-               and (until_ns == 0 or other.entered_ns < until_ns) for other in visits)
+    """Whether another process entered the instance after the stop, and before the visit began or was over.
+
+    Whoever took it over goes on from what was recorded, so what had passed its gates before the stop is entered by both.
+    A step that only this process has entered, after it was continued, is one of its next session: the station came back.
+    """
+    late = visit.entered_ns > stop.continued_ns
+    until_ns = visit.entered_ns if late else visit.left_ns
+    others = [other for other in visits if other.pid != visit.pid and other.entered_ns > stop.stopped_ns
+              and (until_ns == 0 or other.entered_ns < until_ns)]
+    return any(other.step == visit.step for other in others) if late else bool(others)
 
 
 def check_late(ledger: Ledgered) -> Verdict:

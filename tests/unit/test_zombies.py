@@ -70,6 +70,19 @@ def test_a_late_entry_of_a_zombie_is_taken_out_and_counted():
     assert check_e1([], judged, STEPS).holds
 
 
+def test_what_a_process_enters_under_its_next_session_is_no_late_entry():
+    """Its stations were taken over at the end of a short stop, and came back within the second: the instances go on in it
+    from where the others left them."""
+    visits = [found for number in range(LATE_PER_STOP_MAX + 1) for found in
+              (visit(f"i{number}", "hash", 2, 13, 20.1), visit(f"i{number}", "measure", 1, 20.2, 20.3))]
+
+    judged = overtaken(ledger(*visits), [STOP])
+
+    assert judged.late == []
+    assert check_late(judged).holds
+    assert check_e1([], judged, STEPS).holds
+
+
 def test_a_zombie_that_enters_many_instances_anew_breaks_it():
     """More than the gates can have let through before the stop."""
     visits = [found for number in range(LATE_PER_STOP_MAX + 1) for found in
