@@ -80,9 +80,10 @@ class Ownership:
     async def run(self) -> None:
         """Claim and move until cancelled."""
         hint = await listen(self._context.bus, subjects.released(self._context.account), self._hinted)
+        unlooked = self.all_stations()
         try:
-            await self._look_behind()
             while True:
+                unlooked = await self._look_behind(unlooked)
                 if self._context.session.in_time() and not self.leaving:
                     await self._tick()
                 await within(self._news.wait(), TICK_S)
@@ -90,18 +91,23 @@ class Ownership:
         finally:
             await hint.close()
 
-    async def _look_behind(self) -> None:
-        """Whether the journal still has what this pod knows as accepted, also of stations that others will have."""
+    async def _look_behind(self, stations: list[StationId]) -> list[StationId]:
+        """Whether the journal still has what this pod knows as accepted, also of stations that others will have.
+
+        Returns those that are still to be looked at: the server did not answer.
+        """
         journal = self._context.journal
-        for station in self.all_stations():
+        for place, station in enumerate(stations):
             known = self._context.store.position(station)
             try:
                 if known is not None:
                     await journal.check_reaches(station, known, await journal.tail(station))
             except (BusTimeout, BusError, NoResponders) as error:
                 _log.info("tail not read", station=str(station), why=str(error))
+                return stations[place:]
             except JournalHalted as error:
                 self._halt(station, error)
+        return []
 
     def _hinted(self, _: Message) -> None:
         self._news.set()

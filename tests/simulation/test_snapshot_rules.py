@@ -480,8 +480,8 @@ def test_a_snapshot_holds_instances_of_every_kind(seed):
 
 # -- rule 27 -----------------------------------------------------------------------------------------------------------
 
-async def rolled_back(world: World, *, lost: str = "one"):
-    """A world whose broker lost its last groups: pod `a` is dead, and its disk knows them."""
+async def rolled_back(world: World, *, lost: str = "one", more: int = 0):
+    """A world whose broker lost its last groups, those of `more` instances too: pod `a` is dead, and its disk knows them."""
     app = world.app(steps_workflow(world, steps=2, step_s=0.1))
     a = await world.start_pod("a", app, snapshot_rules=RULES)
     await world.all_owned()
@@ -489,6 +489,7 @@ async def rolled_back(world: World, *, lost: str = "one"):
     newer = world.broker._streams[JOURNAL]
     await world.publish("work", lost)
     await world.until(lambda: lost in ended(world), "it has ended")
+    await work(world, "more", more)
     await world.quiet()
     a.kill()
     world.broker._streams[JOURNAL] = saved
@@ -559,6 +560,30 @@ def test_a_pod_that_knows_of_a_loss_does_not_take_over_what_others_built_on_it()
 
         assert FIRST not in a.pod.ownership.stations
         assert "are missing" in a.pod._trouble()
+
+    play(story, account=ONE)
+
+
+@pytest.mark.parametrize("unanswered", [0, 1])
+def test_a_pod_tells_of_a_loss_at_a_station_that_others_have(unanswered):
+    """Closes: pod b, without a disk, claims the station right after the broker went back, a comes later, owns nothing
+    there, and never looks: the only one who knows of the loss says nothing. So it does when its look is not answered, once:
+    it looks again."""
+
+    async def story(world: World) -> None:
+        app, _ = await rolled_back(world, more=10)
+        await world.start_pod("b", app, snapshot_rules=RULES)
+        await world.all_owned()
+        known = world.disks["a"].tables.get(fold.POSITION, fold.station_key(FIRST))
+        assert known is not None
+        assert world.journal(FIRST)[-1].header.group < fold.decode_position(known).header.group
+        if unanswered:
+            world.broker.fail_next(f"$JS.API.STREAM.MSG.GET.{JOURNAL}", DROP_BEFORE, times=1)
+        a = await world.start_pod("a", app, snapshot_rules=RULES)
+        await world.until(lambda: "are missing" in a.pod._trouble(), "it tells of the loss", timeout_s=15)
+
+        assert world.owner(FIRST) is not a
+        assert not world.broker._faults
 
     play(story, account=ONE)
 
