@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 
@@ -14,7 +15,7 @@ from toque._protocol import AccountRecord
 from toque._subjects import StationId
 from toque.sim.loop import run
 from toque.storage import records as r
-from toque.storage.journal import APPEND_TIMEOUT_S, Abandoned, Deposed, Journal, JournalHalted
+from toque.storage.journal import APPEND_TIMEOUT_S, Abandoned, Deposed, Journal, JournalBehind, JournalHalted
 from toque.storage.memory_broker import DELAY, DROP_BEFORE, LOSE_ANSWER
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
 
@@ -365,5 +366,21 @@ def test_a_position_is_held_only_with_the_very_same_group():
         assert not await bench.journal.holds(r.Position(sequence, r.GroupHeader(1, "x-1", 1, header.crc ^ 1)))
         assert not await bench.journal.holds(r.Position(sequence, r.GroupHeader(2, "x-1", 1, header.crc)))
         assert not await bench.journal.holds(r.Position(sequence + 1, header))
+
+    on_bench(check)
+
+
+@pytest.mark.parametrize(("sequence", "group", "behind"), [(2, 2, False), (1, 1, False), (3, 2, True), (2, 3, True)])
+def test_a_journal_reaches_what_is_known_by_sequence_and_by_group(sequence, group, behind):
+    """Rule 27: a journal of another history may be longer by one of the two, and lack what was accepted all the same."""
+
+    async def check(bench):
+        await bench.put(1)
+        await bench.put(2)
+        tail = await bench.journal.tail(STATION)
+        known = r.Position(sequence, r.GroupHeader(1, "x-1", group, r.crc_of(BODY)))
+
+        with pytest.raises(JournalBehind) if behind else contextlib.nullcontext():
+            await bench.journal.check_reaches(STATION, known, tail)
 
     on_bench(check)

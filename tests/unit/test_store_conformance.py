@@ -262,6 +262,9 @@ def test_an_export_is_of_one_moment(on_store):
         assert store.export(STATION, 300) is None
         some_work(store)
         await store.flush()
+        before = store.export(STATION, 300)
+        _, as_they_were = await read_out(before)
+        before.close()
         export = store.export(STATION, 300)
         size = store.journal_bytes(STATION)
         first = await export.next()
@@ -276,6 +279,7 @@ def test_an_export_is_of_one_moment(on_store):
 
         assert export.position == reader.head.position == group(2).position
         assert (export.rows, export.journal_bytes) == (len(rows), size)
+        assert rows == as_they_were
         assert sum(row.table == fold.ROWS for row in rows) == 29
         assert sum(row.table == fold.LIVE for row in rows) == 28
 
