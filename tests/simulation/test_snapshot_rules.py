@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from msgspec.structs import replace
 
 from toque import _subjects as subjects
 from toque._subjects import StationId
@@ -383,6 +384,37 @@ def test_a_disk_whose_place_was_trimmed_away_is_rebuilt_from_the_snapshot():
     play(story, account=ONE)
 
 
+def test_a_disk_before_a_hole_in_the_journal_is_rebuilt_from_a_snapshot_behind_it():
+    """Closes: the broker lost a message in the middle; the pod's own position is held, so it reads on over the hole, or
+    halts for ever, though a counting snapshot stands behind it."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=2, step_s=0.01))
+        a = await world.start_pod("a", app, snapshot_rules=RULES)
+        await world.all_owned()
+        ids = await work(world, "a", 2)
+        await world.quiet()
+        a.kill()
+        b = await world.start_pod("b", app, snapshot_rules=RULES)
+        await world.all_owned()
+        while not counting(world):
+            ids += await work(world, f"b{len(ids)}x", 1)
+        await world.quiet()
+        b.kill()
+        stood = a.store.position(FIRST).sequence
+        hole = next(message.sequence for message in world.kept_messages(FIRST) if message.sequence > stood)
+        assert hole <= counting(world)[0].position.sequence
+        world.broker._streams[JOURNAL]._remove(hole)
+        again = await world.start_pod("a", app, snapshot_rules=RULES)
+        await world.until(lambda: world.is_owned(FIRST), "it is served")
+
+        assert again.pod.ownership.stations[FIRST].restored.source == "snapshot"
+        assert [(await world.client().handle("work", instance).status()).status for instance in ids] == \
+            ["complete"] * len(ids)
+
+    play(story, account=ONE)
+
+
 def test_a_pod_killed_while_it_loads_a_snapshot_begins_again():
     """Closes: half of a snapshot lies on the disk under its position, and the next start reads on from there."""
 
@@ -405,9 +437,11 @@ def test_a_pod_killed_while_it_loads_a_snapshot_begins_again():
     play(story, account=ONE)
 
 
-def test_a_disk_that_stands_at_a_counting_snapshot_is_used_though_its_place_was_trimmed():
+@pytest.mark.parametrize(("foreign", "source"), [(False, "local"), (True, "snapshot")])
+def test_a_disk_that_stands_at_a_counting_snapshot_is_used_though_its_place_was_trimmed(foreign, source):
     """Closes: a pod is killed between loading a snapshot and reading the journal behind it; the journal is trimmed up to
-    that very place, and all that it loaded is thrown away."""
+    that very place, and all that it loaded is thrown away. Or it is of another history, and only epoch and sequence, which
+    make the snapshot's name, are the same."""
 
     async def story(world: World) -> None:
         app, ids = await trimmed_world(world)
@@ -418,11 +452,14 @@ def test_a_disk_that_stands_at_a_counting_snapshot_is_used_though_its_place_was_
         state = replayed(world, FIRST, until=second.position.sequence)
         store.tables.write(tuple(dict(table) for table in state.tables))
         assert fold.decode_position(store.tables.get(fold.POSITION, prefix)) == second.position
+        if foreign:
+            other = replace(second.position.header, crc=second.position.header.crc ^ 1)
+            store.tables.write(fold.load_writes(FIRST, (), r.Position(second.position.sequence, other)))
         b = await world.start_pod("b", app, snapshot_rules=RULES)
         await world.all_owned()
         await world.quiet()
 
-        assert b.pod.ownership.stations[FIRST].restored.source == "local"
+        assert b.pod.ownership.stations[FIRST].restored.source == source
         check_all(world, "work", ids)
 
     play(story, account=ONE)
