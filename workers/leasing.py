@@ -57,8 +57,8 @@ class Leasing:
 
     def ask_soon(self) -> None:
         """Work waits and no slot is free: ask at once, unless the Gatekeeper knows (it nudges when it has more)."""
-        slots = self._slots
-        if slots.demand > max(self.leased, self._told) or slots.begun > max(self.leased, self._told_begun):
+        demand, begun = min(self._slots.demand, self._slots_max), min(self._slots.begun, self._slots_max)
+        if demand > max(self.leased, self._told) or begun > max(self.leased, self._told_begun):
             self._news.set()
 
     def lower_soon(self) -> None:

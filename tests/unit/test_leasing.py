@@ -188,7 +188,7 @@ def test_a_woken_instance_without_a_slot_is_told_at_once():
     """Though the demand was told to be more: a queue is asked for twice, and waits behind it (decision 0010)."""
 
     async def check(bench: Bench) -> None:
-        bench.slots.sources.append(SimpleNamespace(waiting=100, can_admit=False, slots_in_use=0))
+        bench.slots.sources.append(SimpleNamespace(waiting=40, can_admit=False, slots_in_use=0))
         await bench.next()
         await asyncio.sleep(0)
         bench.slots.in_use = 8
@@ -199,6 +199,27 @@ def test_a_woken_instance_without_a_slot_is_told_at_once():
         await asyncio.sleep(2 * HUNGRY_PAUSE_S)
 
         assert [request.begun for request in bench.requests[before:]] == [9]
+        bench.slots.in_use = 0
+
+    on_bench(check)
+
+
+def test_a_pod_that_is_full_by_its_own_slots_asks_once_a_second():
+    """Closes: work waits beyond `--slots`, which no request can ask for; every dispatch took it for news, fifty times a
+    second."""
+
+    async def check(bench: Bench) -> None:
+        bench.slots.on_hunger = bench.leasing.ask_soon
+        bench.slots._may_start = lambda: True
+        bench.slots.sources.append(SimpleNamespace(waiting=5, can_admit=True, slots_in_use=100))
+        bench.slots.in_use = 100
+        bench.slots.wake(0, SimpleNamespace(closed=False), 1)
+        bench.answer = LeaseAnswer(1, 100, 100, 100)
+        await bench.next()
+        before = len(bench.requests)
+        await asyncio.sleep(5.0)
+
+        assert len(bench.requests) - before == 5
         bench.slots.in_use = 0
 
     on_bench(check)
