@@ -220,11 +220,68 @@ def test_while_a_station_is_frozen_its_idle_instances_hold_no_slot():
         frozen = {pairs[held.id][1] for held in moving if held.frozen}
         assert all(world.history.times(instance, "s2") == 0 for instance in frozen)
 
+        await world.until(lambda: not any(held.frozen for held in moving), "the move came to nothing", timeout_s=40)
+        await world.until(lambda: all(world.history.times(instance, "s2") for instance in frozen), "they go on here",
+                          timeout_s=2)
+        assert {world.history.entered(instance, "s2")[0].pod for instance in frozen} == {"a"}
         await world.until(lambda: len(world.records(r.Ended)) == 8, "all have ended", timeout_s=200)
         assert all(world.history.times(instance, "s2") == 1 for instance in others)
         check_all(world, "work", sorted(threaded | others))
 
     play(story)
+
+
+def test_an_instance_whose_station_serves_on_enters_nothing_before_it_has_a_slot_again():
+    """Closes: L1: while the station was frozen its instance gave the slot back, and another one has it; the move comes to
+    nothing, the gate opens, and the instance goes on with no slot at all. Two slots for three."""
+
+    async def story(world: World) -> None:
+        class Mixed(Workflow[int, int], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                if event.instance_id == threaded:
+                    return await step.do("s1", blocking)
+                await step.do("s1", short)
+                return await step.do("s2", short if event.instance_id == idle else long)
+
+        def blocking(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                work_in_thread(60.0)
+                return 7
+
+        async def short(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                await asyncio.sleep(2.0)
+                return 7
+
+        async def long(ctx: StepContext) -> int:
+            with world.history.inside(ctx):
+                await asyncio.sleep(60.0)
+                return 7
+
+        app = world.app(Mixed)
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        stays, goes = world.stations()
+        threaded, idle = world.ids_at(goes, 2)
+        for instance in (threaded, idle):
+            await world.publish("work", instance)
+        await world.until(lambda: len(world.history.entries) == 2, "both are inside")
+        held = a.pod.ownership.stations[goes]
+        moving = asyncio.ensure_future(held.hand_over("nobody", patience_s=10.0, ending=False,
+                                                      before_release=lambda: None))
+        await world.until(lambda: a.pod.context.slots.in_use == 1, "its slot is free")
+        other = world.ids_at(stays, 1)[0]
+        await world.publish("work", other)
+        await world.until(lambda: world.history.entered(other, "s2"), "another one has it")
+
+        assert not await moving
+        await world.passes(5.0)
+        assert not world.history.entered(idle, "s2")
+
+        await world.until(lambda: len(world.records(r.Ended)) == 3, "all have ended", timeout_s=200)
+        check_all(world, "work", [threaded, idle, other], limit=2)
+
+    play(story, account=account(stations=2, max_concurrent=2))
 
 
 def test_after_half_a_minute_async_callbacks_are_cut_by_a_move():
