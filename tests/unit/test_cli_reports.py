@@ -1,11 +1,12 @@
-"""What `toque pods` remarks below its table."""
+"""What `toque pods` remarks below its table, and how `toque stations describe` tells of a restore."""
 
 from __future__ import annotations
 
 import msgspec
+import pytest
 
-from toque._protocol import PodView
-from toque.cli.reports import pod_remarks
+from toque._protocol import PodView, RestoredView
+from toque.cli.reports import pod_remarks, restored_text
 
 WELL = PodView(pod="pod-1", session="s", stations=[], slots_leased=0, slots_in_use=0, slots_wanted=0, loop_lag_ms=0.1,
                workflows={}, threads_in_use=2, threads_max=2)
@@ -28,3 +29,13 @@ def test_threads_that_are_all_abandoned_are_remarked() -> None:
     (remark,) = pod_remarks(msgspec.structs.replace(WELL, threads_abandoned=2))
 
     assert remark.startswith("all 2 threads of pod-1 are held") and "Restart the pod" in remark
+
+
+@pytest.mark.parametrize(("restored", "text"), [
+    (RestoredView("journal", groups=1, ms=4), "from the whole journal (1 group), in 4 ms"),
+    (RestoredView("local", groups=12, ms=4), "from the pod's own disk and 12 groups of the journal, in 4 ms"),
+    (RestoredView("snapshot", "3-88120", 240_113, 212, 1_310),
+     "from snapshot 3-88120 (240,113 rows) and 212 groups of the journal, in 1,310 ms"), (None, "")])
+def test_a_restore_is_told_in_words(restored: RestoredView | None, text: str) -> None:
+    """The whole journal was told as "the whole journal and 1 groups of the journal"."""
+    assert restored_text(restored) == text

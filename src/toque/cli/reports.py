@@ -108,8 +108,8 @@ def _show_station(report: StationReport) -> None:
     show_fields({
         "station": report.station, "owner": f"{view.pod} ({view.session})", "epoch": view.epoch, "group": view.group,
         "live": view.instances, "in memory": view.in_memory, "last sequence": view.sequence,
-        "journal kept": f"{view.journal_groups:,} groups, {bytes_text(view.journal_bytes)}",
-        "restored": _restored_text(view.restored)})
+        "journal kept": f"{_groups_text(view.journal_groups)}, {bytes_text(view.journal_bytes)}",
+        "restored": restored_text(view.restored), "snapshots": len(view.snapshots) or "none yet"})
     if view.snapshots:
         print()
         now_s = time.time()
@@ -119,13 +119,18 @@ def _show_station(report: StationReport) -> None:
                    numbers={"group", "sequence", "size", "rows", "age"})
 
 
-def _restored_text(restored: RestoredView | None) -> str:
+def restored_text(restored: RestoredView | None) -> str:
     if restored is None:
         return ""
-    sources = {"local": "the pod's own disk", "snapshot": f"snapshot {restored.snapshot} ({restored.rows:,} rows)",
-               "journal": "the whole journal"}
-    source = sources.get(restored.source, restored.source)
-    return f"from {source} and {restored.groups:,} groups of the journal, in {restored.ms:,} ms"
+    groups = _groups_text(restored.groups)
+    sources = {"local": f"the pod's own disk and {groups} of the journal",
+               "snapshot": f"snapshot {restored.snapshot} ({restored.rows:,} rows) and {groups} of the journal",
+               "journal": f"the whole journal ({groups})"}
+    return f"from {sources.get(restored.source, restored.source)}, in {restored.ms:,} ms"
+
+
+def _groups_text(groups: int) -> str:
+    return f"{groups:,} {'group' if groups == 1 else 'groups'}"
 
 
 async def workflows(connection: Connection, output: OutputOption = Format.TABLE) -> int:
