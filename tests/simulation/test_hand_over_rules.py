@@ -224,6 +224,7 @@ def test_while_a_station_is_frozen_its_idle_instances_hold_no_slot():
         await world.until(lambda: all(world.history.times(instance, "s2") for instance in frozen), "they go on here",
                           timeout_s=2)
         assert {world.history.entered(instance, "s2")[0].pod for instance in frozen} == {"a"}
+        assert slots.in_use == 6  # with those in threads
         await world.until(lambda: len(world.records(r.Ended)) == 8, "all have ended", timeout_s=200)
         assert all(world.history.times(instance, "s2") == 1 for instance in others)
         check_all(world, "work", sorted(threaded | others))
@@ -267,8 +268,7 @@ def test_an_instance_whose_station_serves_on_enters_nothing_before_it_has_a_slot
             await world.publish("work", instance)
         await world.until(lambda: len(world.history.entries) == 2, "both are inside")
         held = a.pod.ownership.stations[goes]
-        moving = asyncio.ensure_future(held.hand_over("nobody", patience_s=10.0, ending=False,
-                                                      before_release=lambda: None))
+        moving = a.process.spawn(held.hand_over("nobody", patience_s=10.0, ending=False, before_release=lambda: None))
         await world.until(lambda: a.pod.context.slots.in_use == 1, "its slot is free")
         other = world.ids_at(stays, 1)[0]
         await world.publish("work", other)
@@ -277,8 +277,10 @@ def test_an_instance_whose_station_serves_on_enters_nothing_before_it_has_a_slot
         assert not await moving
         await world.passes(5.0)
         assert not world.history.entered(idle, "s2")
+        assert a.pod.context.slots.in_use == 2
 
         await world.until(lambda: len(world.records(r.Ended)) == 3, "all have ended", timeout_s=200)
+        assert world.history.most_inside() == 2
         check_all(world, "work", [threaded, idle, other], limit=2)
 
     play(story, account=account(stations=2, max_concurrent=2))

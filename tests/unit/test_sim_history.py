@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from toque.chaos.ledger_checks import check_c1, check_e3, check_ledger
 from toque.chaos.pairing import pair
+from toque.sim.checks import check_steps
 from toque.sim.process import work_in_thread
 from toque.sim.world import World, account, play, steps_workflow
 from toque.workflow import Step, StepContext, Workflow, WorkflowEvent
@@ -59,3 +62,17 @@ def test_a_thread_is_inside_for_as_long_as_it_works() -> None:
         await world.quiet()
 
     play(story, account=account(stations=1))
+
+
+def test_a_callback_outside_of_any_living_pod_is_found_though_its_step_is_tried_again() -> None:
+    """What is raised in a callback fails its attempt, and nobody else hears of it."""
+
+    async def story(world: World) -> None:
+        ctx = StepContext(name="s1", count=1, attempt=1, idempotency_key="k", instance_id="one", workflow_name="work")
+        with pytest.raises(AssertionError), world.history.inside(ctx):
+            pass
+
+        with pytest.raises(AssertionError, match="work/one s1 ran outside of any living pod"):
+            check_steps(world)
+
+    play(story)

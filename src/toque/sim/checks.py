@@ -96,7 +96,8 @@ def check_once(world: World, workflow: str, ids: Iterable[str]) -> None:
 
 
 def check_steps(world: World, excused: Collection[tuple[int, str]] = ()) -> None:
-    """E1: no callback was entered after its step's checkpoint stood in the journal; no instance ran after its end.
+    """E1: no callback was entered after its step's checkpoint stood in the journal, none outside of a living process; no
+    instance ran after its end.
 
     `excused`: (process, session) whose clock was stopped, so that it could not know that its session was over.
     """
@@ -112,6 +113,7 @@ def check_steps(world: World, excused: Collection[tuple[int, str]] = ()) -> None
                     done[key] = message.time_ms
                 elif isinstance(record, r.Ended):
                     ended[names[record.serial]] = message.time_ms
+    assert not world.history.outside, world.history.outside[0]
     for entry in world.history.entries:
         if (entry.pid, entry.session) in excused:
             continue

@@ -75,6 +75,7 @@ class History:
         self.entries: list[Visit] = []
         self.ledger: list[Entry] = []
         self.stops: list[Stop] = []
+        self.outside: list[str] = []  # callbacks that no living process ran
         self.on_line = on_line
         self.operations = Operations(now_ns, lambda op: self.on_line(op))
 
@@ -87,7 +88,9 @@ class History:
     def inside(self, ctx: StepContext) -> Iterator[Visit]:
         """Report the entry now and the exit at the end of the block (of a thread: when that has lasted its time)."""
         process = Process.current()
-        assert process is not None and process.alive, "a callback ran outside of any living pod"
+        if process is None or not process.alive:  # raised alone it would fail the step, and be tried again
+            self.outside.append(f"{ctx.workflow_name}/{ctx.instance_id} {ctx.name} ran outside of any living pod")
+            raise AssertionError(self.outside[-1])
         visit = Visit(ctx.workflow_name, ctx.instance_id, ctx.name, ctx.count, ctx.attempt, process.name, process.pid,
                       process.session, asyncio.get_running_loop().time())
         self.entries.append(visit)
