@@ -124,6 +124,11 @@ def test_new_instances_go_no_further_than_the_fair_share():
         await asyncio.sleep(0)
         assert (bench.slots.ceiling, bench.slots.admit, bench.slots.free) == (6, 4, 0)
 
+        admitted: list[int] = []
+        bench.on_request = lambda: admitted.append(bench.slots.admit)
+        await bench.next()
+        assert admitted == [4], "while an answer is awaited, too"
+
         bench.slots.in_use = 5
         bench.leasing.lower_soon()
         request = await bench.next()

@@ -90,6 +90,21 @@ def test_no_more_start_than_the_ceiling_allows():
     on_bench(check)
 
 
+def test_a_woken_instance_without_a_slot_is_hunger_though_nothing_is_queued():
+    """What had begun waits for a slot: it must not wait for the next periodic request."""
+
+    async def check(bench):
+        bench.slots.set_ceiling(1)
+        for serial in (1, 2):
+            bench.slots.wake(0, bench.station, serial)
+        await bench.dispatched()
+
+        assert (bench.log, bench.slots.begun) == ([1], 2)
+        assert bench.hunger > 0
+
+    on_bench(check)
+
+
 def test_a_slot_given_back_is_used_again():
     """L2, L3: at once, while work waits."""
 
