@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from toque.storage.memory_stream import MemoryStream, as_reported, matcher, overlap
+from toque.storage.memory_stream import MemoryStream, as_reported, matcher, overlap, without_body
 from toque.storage.ports import BusError, FeedSpec, Message, StreamConfig, StreamInfo
 
 EPOCH_MS: Final = 1_767_225_600_000  # broker time when the loop's clock shows 0
@@ -95,6 +95,7 @@ class Consumer:
         self.connection = connection
         self.stream = stream
         self._filters = spec.filters
+        self._headers_only = spec.headers_only
         self._deliver = deliver
         self._credit = 0
         self._position = spec.start_sequence - 1
@@ -118,7 +119,7 @@ class Consumer:
             batch.append(message)
         if batch:
             self._credit -= len(batch)
-            self._deliver(batch)
+            self._deliver([without_body(message) for message in batch] if self._headers_only else batch)
 
     def progress(self) -> tuple[bool, int, int]:
         """Whether everything that matches was sent, the last sequence sent, and the stream's last one."""
@@ -206,8 +207,8 @@ class MemoryBroker:
         even after the sender's time-out, and others overtake it), "duplicate" (it arrives, and once more `delay_s`
         later), or "refuse:<code>" (an error answer, nothing done).
         Management requests have the server's own subjects: `$JS.API.STREAM.MSG.GET.<stream>` for leader reads, and
-        likewise STREAM.INFO, STREAM.CREATE, STREAM.UPDATE, STREAM.DELETE, STREAM.PURGE, CONSUMER.CREATE; without a
-        stream STREAM.NAMES. Raises ValueError for an unknown fault.
+        likewise STREAM.MSG.DELETE, STREAM.INFO, STREAM.CREATE, STREAM.UPDATE, STREAM.DELETE, STREAM.PURGE,
+        CONSUMER.CREATE; without a stream STREAM.NAMES. Raises ValueError for an unknown fault.
         """
         self._faults.append(Fault(subject_pattern, how, times, delay_s))
 
@@ -415,3 +416,10 @@ class MemoryBroker:
         purged = stream.purge(pattern, below_sequence)
         self._arm(stream)
         return purged
+
+    def delete_message(self, name: str, sequence: int) -> bool:
+        """False when there is none at the sequence."""
+        stream = self._stream(name, writes=True)
+        deleted = stream.delete(sequence)
+        self._arm(stream)
+        return deleted

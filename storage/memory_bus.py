@@ -401,8 +401,10 @@ class MemoryBus:
         return await self._call("STREAM.NAMES", "", lambda: self.broker.stream_names(prefix))
 
     async def purge(self, stream: str, subject_filter: str, below_sequence: int) -> int:
-        return await self._call(
-            "STREAM.PURGE", stream, lambda: self.broker.purge(stream, subject_filter, below_sequence))
+        return await self._call("STREAM.PURGE", stream, lambda: self.broker.purge(stream, subject_filter, below_sequence))
+
+    async def delete_message(self, stream: str, sequence: int) -> bool:
+        return await self._call("STREAM.MSG.DELETE", stream, lambda: self.broker.delete_message(stream, sequence))
 
     async def open_feed(self, spec: FeedSpec, handler: Callable[[Sequence[Message]], None]) -> MemoryFeed:
         feed = MemoryFeed(self, self.broker, spec, handler)

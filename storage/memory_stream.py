@@ -21,6 +21,7 @@ from toque._subjects import (
     BATCH_SEQUENCE_HEADER,
     EXPECTED_LAST_HEADER,
     MARKER_HEADER,
+    SIZE_HEADER,
     TTL_HEADER,
     station_number,
 )
@@ -106,6 +107,12 @@ def header_bytes(headers: Headers | None) -> int:
 def _stored_bytes(message: Message) -> int:
     in_headers = header_bytes(message.headers)
     return _RECORD_BYTES + len(message.subject) + len(message.data) + in_headers + (4 if in_headers else 0)
+
+
+def without_body(message: Message) -> Message:
+    """As a consumer for headers only delivers it."""
+    headers = {**(message.headers or {}), SIZE_HEADER: str(len(message.data))}
+    return Message(message.subject, b"", headers, sequence=message.sequence, time_ms=message.time_ms)
 
 
 def parse_ttl_s(text: str) -> int:
@@ -301,6 +308,13 @@ class MemoryStream:
         for sequence in gone:
             self._remove(sequence)
         return len(gone)
+
+    def delete(self, sequence: int) -> bool:
+        """Delete one message. False when there is none at the sequence."""
+        if sequence in self._messages:
+            self._remove(sequence)
+            return True
+        return False
 
     def update(self, config: StreamConfig) -> None:
         """Take other limits; messages beyond them leave if old ones are discarded."""

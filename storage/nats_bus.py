@@ -164,6 +164,9 @@ class NatsBus:
     async def purge(self, stream: str, subject_filter: str, below_sequence: int) -> int:
         return await self._streams.purge(stream, subject_filter, below_sequence)
 
+    async def delete_message(self, stream: str, sequence: int) -> bool:
+        return await self._streams.delete_message(stream, sequence)
+
     async def open_feed(self, spec: FeedSpec, handler: Callable[[Sequence[Message]], None]) -> NatsFeed:
         feed = NatsFeed(self._connection, self._streams, spec, handler)
         await feed.open()

@@ -290,7 +290,8 @@ class NatsFeed:
         try:
             await self._streams.create_consumer(self._spec.stream, {
                 "name": name, "ack_policy": "none", "mem_storage": True, "num_replicas": 1, "replay_policy": "instant",
-                "inactive_threshold": INACTIVE_S * _NS, "filter_subjects": list(self._spec.filters), **start})
+                "inactive_threshold": INACTIVE_S * _NS, "filter_subjects": list(self._spec.filters),
+                "headers_only": self._spec.headers_only, **start})
         except BaseException:
             await consumer.close()
             raise

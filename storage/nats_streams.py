@@ -189,6 +189,18 @@ class Streams:
         return Message(stored.subject, base64.b64decode(stored.data), headers, sequence=stored.seq,
                        time_ms=to_ms(stored.time))
 
+    async def delete_message(self, stream: str, sequence: int) -> bool:
+        """Delete one message, without writing over its bytes. False when there is none at the sequence."""
+        try:
+            await self.call(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True}, Answer)
+        except BusError as error:
+            if error.code == BusError.SEQUENCE_NOT_FOUND:
+                return False
+            if error.code == BusError.DELETE_FAILED and await self.message(stream, {"seq": sequence}) is None:
+                return False
+            raise
+        return True
+
     async def create_consumer(self, stream: str, config: dict[str, Any]) -> None:
         request = {"stream_name": stream, "config": config, "action": "create"}
         await self.call(f"CONSUMER.CREATE.{stream}.{config['name']}", request, Answer)

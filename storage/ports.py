@@ -48,6 +48,8 @@ class BusError(ToqueError):
     IN_FLIGHT = 10164  # R3: an append of mine is still in flight
     STREAM_NOT_FOUND = 10059
     MESSAGE_NOT_FOUND = 10037
+    SEQUENCE_NOT_FOUND = 10043  # nothing to delete: it is gone
+    DELETE_FAILED = 10057  # also: there never was such a sequence
     MAXIMUM_MESSAGES = 10077  # also: per subject; the description tells which
     STREAM_NAME_IN_USE = 10058
 
@@ -146,6 +148,7 @@ class FeedSpec(msgspec.Struct, frozen=True, kw_only=True):
     start_sequence: int = 1
     last_per_subject: bool = False  # begin with the newest message of each subject
     name: str = ""  # of the server's consumer, made unique by the bus; readable in NATS tools
+    headers_only: bool = False  # messages come without their bodies, and with a SIZE_HEADER
 
 
 class Feed(Protocol):
@@ -244,6 +247,10 @@ class Bus(Protocol):
         Deleting some subjects of a stretch and leaving others makes the server slow for every consumer that still has to
         cross it: 30,000 messages/s became 400.
         """
+        ...
+
+    async def delete_message(self, stream: str, sequence: int) -> bool:
+        """Delete one message. False when there is none at the sequence (any more). Raises BusError, BusTimeout."""
         ...
 
     async def open_feed(self, spec: FeedSpec, handler: Callable[[Sequence[Message]], None]) -> Feed:

@@ -24,6 +24,7 @@ from toque.storage.restore import LOCAL, Restored
 from toque.storage.runs import newest_run
 from toque.workers.context import PodContext
 from toque.workers.engine import INTERRUPTIONS_MAX, Engine
+from toque.workers.parking import parked
 from toque.workers.replay import Replay
 from toque.workers.souschef import SousChef
 from toque.workflow import Workflow, workflow_version
@@ -430,8 +431,7 @@ class Station:
         self.spawn(self._park(record, message))
 
     async def _park(self, record: r.Parked, message: Message) -> None:
-        headers = {subjects.REASON_HEADER: record.reason, subjects.ORIGIN_HEADER: message.subject}
-        data = message.data[:self.context.bus.max_payload - r.MESSAGE_RESERVE]  # it has to fit with these headers, too
+        data, headers = parked(message, record.reason, self.context.bus.max_payload)
         while True:
             try:
                 await self.context.bus.publish(subjects.dead(self.account, "create", record.workflow), data, headers)

@@ -13,6 +13,10 @@ CONTENT_TYPE_HEADER = "Content-Type"  # of a creation: application/json (default
 RETENTION_HEADER = "Toque-Retention"  # of a creation: "<ms that a success is kept> <ms that an error is kept>"
 REASON_HEADER = "Toque-Reason"  # of a parked message: why
 ORIGIN_HEADER = "Toque-Subject"  # of a parked message: the subject it was stored under
+CUT_HEADER = "Toque-Cut"  # of a parked message that is not whole: what it lacks
+PARKING_HEADERS = frozenset({REASON_HEADER, ORIGIN_HEADER, CUT_HEADER})
+SERVER_HEADERS = "nats-"  # what begins so, in any case, the server obeys or sets
+SIZE_HEADER = "Nats-Msg-Size"  # set by the server on a message that is read without its body
 EXPECTED_LAST_HEADER = "Nats-Expected-Last-Subject-Sequence"
 TTL_HEADER = "Nats-TTL"
 MARKER_HEADER = "Nats-Marker-Reason"  # set by the server on an expiry marker
@@ -120,6 +124,44 @@ def parse_snapshot(subject: str) -> str:
 
 def dead(account: str, kind: str, workflow: str) -> str:
     return f"toque.{account}.dead.{kind}.{workflow}"
+
+
+class DeadToken(NamedTuple):
+    """What the subject of a parked message says."""
+
+    kind: str
+    workflow: str
+
+
+def parse_dead(subject: str) -> DeadToken:
+    tokens = subject.split(".", 4)
+    return DeadToken(tokens[3], tokens[4])
+
+
+class Origin(NamedTuple):
+    """What the subject says under which a parked message was stored; `publish` is the one that it came by."""
+
+    kind: str
+    workflow: str
+    instance_id: str
+    publish: str
+
+
+def parse_origin(subject: str) -> Origin | None:
+    """None for a subject of neither a creation nor an event."""
+    tokens = subject.split(".")
+    place = tokens[2] if len(tokens) > 2 else ""
+    match place, len(tokens):
+        case "create", count if count > 4:  # a wildcard for an id: the server stored it as it came
+            return Origin("create", tokens[3], ".".join(tokens[4:]), subject)
+        case "queue", 7:
+            return Origin("create", tokens[3], tokens[6], create(tokens[1], tokens[3], tokens[6]))
+        case "event", 6:
+            return Origin("event", tokens[3], tokens[4], subject)
+        case ("event" | "events"), 8:  # with generation and station behind the workflow
+            published = f"toque.{tokens[1]}.event.{tokens[3]}.{tokens[6]}.{tokens[7]}"
+            return Origin("event", tokens[3], tokens[6], published)
+    return None
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from toque._subjects import EXPECTED_LAST_HEADER
+from toque._subjects import EXPECTED_LAST_HEADER, SIZE_HEADER
 from toque.errors import PayloadTooLarge
 from toque.storage.ports import BusError, BusTimeout, NoResponders
 
@@ -48,6 +48,25 @@ def test_a_feed_delivers_in_stream_order(each_bus):
         assert [message.subject.rpartition(".")[2] for message in collected.messages] == ["a", "b", "c"]
         assert collected.messages[2].header("Toque-Nonce") == "n"
         assert collected.messages[2].time_ms == last.time_ms
+
+
+def test_a_feed_of_headers_leaves_the_bodies_out(each_bus):
+    """Each message tells how large its body is, one without headers too."""
+
+    @each_bus
+    async def check(stage):
+        await stage.stream()
+        await stage.publish("queue", "a", data=b"12345", headers={"Toque-Nonce": "n"})
+        await stage.publish("queue", "b")
+        feed, collected = await stage.feed(headers_only=True)
+
+        feed.want(10)
+        await arrived(stage, collected, 2)
+
+        assert collected.bodies == [b"", b""]
+        assert [message.header(SIZE_HEADER) for message in collected.messages] == ["5", "0"]
+        assert collected.messages[0].header("Toque-Nonce") == "n"
+        assert (await stage.bus.message_at(stage.name, 1)).data == b"12345"
 
 
 def test_a_feed_delivers_only_what_is_wanted(each_bus):

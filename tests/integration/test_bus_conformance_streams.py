@@ -69,6 +69,39 @@ def test_a_purge_takes_the_filters_messages_below_a_sequence(each_bus):
         assert await stage.publish("queue", "a") == 6
 
 
+def test_one_message_is_deleted_by_its_sequence(each_bus):
+    """Whether it was there is told, of one that went before, of a purged one and of one that never was; only it goes."""
+
+    @each_bus
+    async def check(stage):
+        await stage.stream()
+        for token in "abcde":
+            await stage.publish("queue", token)
+        await stage.bus.purge(stage.name, stage.subject("queue", "a"), 2)
+
+        assert await stage.bus.delete_message(stage.name, 3)
+        for gone in (3, 1, 99):
+            assert not await stage.other.delete_message(stage.name, gone)
+
+        info = await stage.bus.stream_info(stage.name, subjects_filter=">")
+        assert (info.messages, info.first_sequence, info.last_sequence) == (3, 2, 5)
+        assert sorted(info.subjects) == [stage.subject("queue", token) for token in "bde"]
+        assert await stage.bus.message_at(stage.name, 3) is None
+
+
+def test_deleting_the_last_message_gives_its_sequence_to_nobody(each_bus):
+    """Who kept the sequence of what was deleted never finds another message there."""
+
+    @each_bus
+    async def check(stage):
+        await stage.stream()
+        last = await stage.publish("queue", "a")
+
+        assert await stage.bus.delete_message(stage.name, last)
+
+        assert await stage.publish("queue", "a") == last + 1
+
+
 def test_stream_info_shows_state_configuration_and_server_time(each_bus):
     """With the message counts of the subjects that were asked for."""
 
@@ -110,7 +143,8 @@ def test_an_unknown_stream_is_refused(each_bus):
         bus, name = stage.bus, stage.name
         attempts = [
             bus.stream_info(name), bus.last_message(name, ">"), bus.message_at(name, 1), bus.purge(name, ">", 10),
-            bus.delete_stream(name), bus.update_stream(StreamConfig(name=name, subjects=[name])), stage.feed()]
+            bus.delete_message(name, 1), bus.delete_stream(name),
+            bus.update_stream(StreamConfig(name=name, subjects=[name])), stage.feed()]
 
         refusals = [await stage.refused(attempt) for attempt in attempts]
 

@@ -509,6 +509,27 @@ def test_what_has_no_legal_form_is_parked_with_its_reason():
     play(story)
 
 
+def test_a_parked_message_keeps_what_a_retry_needs_and_nothing_that_the_server_obeys():
+    """Closes: R1: a creation of an atomic batch, or with an expected sequence, is parked with those headers; the dead
+    stream refuses it for ever, and the station's head is stuck."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        bus = world.bus()
+        sender = {subjects.CONTENT_TYPE_HEADER: "application/msgpack", subjects.NONCE_HEADER: "n1"}
+        creations = [(subjects.create("main", "work", instance), b"7", sender) for instance in ("a$b", "good")]
+        await bus.publish_batch(creations)
+        await world.until(lambda: world.records(r.Parked), "it is parked")
+        await world.until(lambda: world.records(r.Ended), "the one behind it has ended")
+
+        [parked] = world.parked()
+        kept = {name: text for name, text in parked.headers.items() if name not in subjects.PARKING_HEADERS}
+        assert kept == sender
+
+    play(story)
+
+
 def test_a_parked_message_is_no_instance_though_it_still_lies_in_the_queue():
     """Closes: R1: until the purge its id is told as queued, and then as unknown."""
 

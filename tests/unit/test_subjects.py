@@ -66,6 +66,8 @@ def rows(text: str) -> list[list[str]]:
 def as_text(value: Any) -> str:
     if isinstance(value, _subjects.QueueToken):
         return str((value.workflow, tuple(value.station), value.instance_id))
+    if isinstance(value, _subjects.DeadToken | _subjects.Origin):
+        return str(tuple(value))
     return str(value)
 
 
