@@ -175,6 +175,8 @@ class Creator:
         """Refused as a duplicate, after an attempt that may have landed: is the duplicate our own?"""
         queued = await self.queued(creation.workflow, creation.id)
         if queued is not None and queued.header(NONCE_HEADER) == creation.nonce:
+            if creation.chosen:  # it is ours, and may be dropped: the id may have been an instance before
+                await self.check_unique(creation, deadline)
             return
         code = await self._ask_owner(creation, deadline)
         if code == "exists":

@@ -184,6 +184,22 @@ def test_a_lost_message_whose_id_somebody_else_took_is_refused():
     sim.run(main(), seed=1)
 
 
+def test_a_lost_answer_of_a_creation_whose_id_existed_is_no_success():
+    """Ours lies in the queue, and will be dropped: the id was another creation's, admitted and purged before."""
+
+    async def main():
+        place = await new_place()
+        place.owner.put("census", "one", "complete", nonce="theirs", ended_at=1)
+        place.broker.fail_next(CREATE, AFTER)
+
+        with pytest.raises(InstanceExists):
+            await place.client.create("census", id="one", timeout="10 seconds")
+
+        assert place.stored_ids() == ["one"]
+
+    sim.run(main(), seed=1)
+
+
 def test_a_server_that_stays_away_leaves_the_outcome_unknown():
     """After the time-out the error says that it is not known, and carries the handle to ask with later."""
 
