@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from toque._dead import DeadContent, DeadCount, DeadMessage, DeadResult
 from toque.client import BatchResult, Client, Instance, InstanceStatus, NewInstance, StepRef, TlsFiles
 from toque.errors import (
     AppError,
@@ -19,6 +20,7 @@ from toque.errors import (
     LostRace,
     MisuseError,
     NonRetryableError,
+    NotParked,
     OwnerAway,
     PayloadTooLarge,
     QueueFull,
@@ -54,6 +56,11 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "BatchResult",
     "StepRef",
     "TlsFiles",
+    # parked messages
+    "DeadMessage",
+    "DeadContent",
+    "DeadResult",
+    "DeadCount",
     # raised by callbacks
     "NonRetryableError",
     # caught in run()
@@ -74,6 +81,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "InstanceNotFound",
     "InstanceEnded",
     "StepNotFound",
+    "NotParked",
     "Unavailable",
     "OwnerAway",
     "BrokerUnavailable",

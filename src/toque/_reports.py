@@ -95,11 +95,13 @@ class QueueReport:
     queued: int
     limit: int
     parked: int
-    """Messages that could not become instances, still kept for people to look at (30 days at most)."""
+    """Messages that could not be accepted, still kept for people to look at (30 days at most): see `Client.dead`."""
     oldest: datetime | None
     """When the oldest queued creation was stored (UTC); None when nothing is queued, or it was not found in time."""
     oldest_age_s: float | None
     stations: list[StationQueue]
+    parked_by_kind: dict[str, int] = field(default_factory=dict)
+    """The parked ones by what they are: creations (`create`), events (`event`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +196,14 @@ class Reports:
         Raises SetupError when there is no such account, BrokerUnavailable.
         """
         account = await read_account(self._bus, self._account)
-        workflows, stations = await asyncio.gather(queue_workflows(self._bus, self._account), self.stations())
-        return [await self._queue(workflow, account.queue_limit, stations, count_stations) for workflow in workflows]
+        workflows, stations, parked = await asyncio.gather(
+            queue_workflows(self._bus, self._account), self.stations(), self._parked())
+        return [await self._queue(workflow, account.queue_limit, stations, parked.get(workflow, {}), count_stations)
+                for workflow in workflows]
 
-    async def _queue(self, workflow: str, limit: int, stations: list[StationReport], count: bool) -> QueueReport:
-        info, parked = await asyncio.gather(
-            self._bus.stream_info(_subjects.queue_stream(self._account, workflow)), self._parked(workflow))
+    async def _queue(self, workflow: str, limit: int, stations: list[StationReport], parked: dict[str, int],
+                     count: bool) -> QueueReport:
+        info = await self._bus.stream_info(_subjects.queue_stream(self._account, workflow))
         parts = await _gather_bounded([self._part(workflow, report, count) for report in stations])
         views = [_queue_view(report, workflow) for report in stations]
         behind = sum(view.purgeable for view in views if view is not None)
@@ -207,15 +211,20 @@ class Reports:
         queued = max(info.messages - behind, 0) if lagging else 0
         oldest_ms = await self._oldest_ms(workflow, lagging) if queued else None
         return QueueReport(
-            workflow=workflow, queued=queued, limit=limit, parked=parked,
+            workflow=workflow, queued=queued, limit=limit, parked=sum(parked.values()), parked_by_kind=parked,
             oldest=None if oldest_ms is None else datetime.fromtimestamp(oldest_ms / 1000, UTC),
             oldest_age_s=None if oldest_ms is None else max(0.0, (info.server_time_ms - oldest_ms) / 1000),
             stations=parts)
 
-    async def _parked(self, workflow: str) -> int:
+    async def _parked(self) -> dict[str, dict[str, int]]:
+        """How many messages are parked, by workflow and kind."""
         info = await self._bus.stream_info(_subjects.dead_stream(self._account),
-                                           subjects_filter=_subjects.dead(self._account, "*", workflow))
-        return sum(info.subjects.values())
+                                           subjects_filter=_subjects.dead(self._account, "*", "*"))
+        counts: dict[str, dict[str, int]] = {}
+        for subject, number in info.subjects.items():
+            kind, workflow = _subjects.parse_dead(subject)
+            counts.setdefault(workflow, {})[kind] = number
+        return counts
 
     async def _part(self, workflow: str, report: StationReport, count: bool) -> StationQueue:
         stream = _subjects.queue_stream(self._account, workflow)

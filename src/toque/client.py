@@ -22,6 +22,7 @@ import msgspec
 from toque import _payload
 from toque._accounts import Accounts
 from toque._creation import BatchCreator, BatchResult, Creator, NewInstance
+from toque._dead import DeadMessages
 from toque._durations import Duration, format_ms, to_ms
 from toque._names import check_account, check_instance_id, check_workflow
 from toque._protocol import Answer, DescribeView, ErrorView, InstanceRequest, InstanceView, PodView, RestartRequest
@@ -115,6 +116,7 @@ class Client:
         self._creator = Creator(bus, account, self._asker, self._rng, now_ms or _wall_clock_ms)
         self._reports = Reports(bus, account, self._asker, self._rng, inbox_prefix)
         self.accounts = Accounts(bus)
+        self.dead = DeadMessages(bus, account, self._creator, self._asker, self._rng)
 
     @classmethod
     def connect(cls, url: str | None = None, *, account: str = "main", credentials: Path | str | None = None,

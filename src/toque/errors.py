@@ -12,7 +12,8 @@ ToqueError
 │   ├── InstanceExists        the id belongs to another creation
 │   ├── StepNotFound          restart(from_=…): the history has no such step
 │   ├── InstanceNotFound      an owner said so: no instance of this id
-│   └── InstanceEnded         the operation needs a live instance
+│   ├── InstanceEnded         the operation needs a live instance
+│   └── NotParked             no message is parked under this sequence (any more)
 ├── Unavailable               nothing is known to be wrong with the call (or a lifespan raised): try again
 │   ├── OwnerAway             no pod answers for the station; says what is known
 │   ├── BrokerUnavailable     no connection, a time-out (outcome unknown), a write-dead stream
@@ -97,6 +98,10 @@ class InstanceNotFound(LostRace):
 
 class InstanceEnded(LostRace):
     """The instance has ended already; the operation needs a live one."""
+
+
+class NotParked(LostRace):
+    """No message is parked under this sequence: it was retried or dropped, or its time was over."""
 
 
 class Unavailable(ToqueError):

@@ -23,6 +23,7 @@ from toque._durations import Duration
 from toque._names import check_account, check_instance_id
 from toque._protocol import AccountRecord, DescribeView, PodView
 from toque._reports import QueueReport, StationReport, WorkflowReport
+from toque._sync_dead import SyncDeadMessages
 from toque.client import (
     BATCH_TIMEOUT_DEFAULT,
     TIMEOUT_DEFAULT,
@@ -133,6 +134,7 @@ class SyncClient:
         self._running: _Running | None = None
         self._closed = False
         self.accounts = SyncAccounts(self)
+        self.dead = SyncDeadMessages(self)
         _clients.add(self)
 
     @classmethod
@@ -264,8 +266,13 @@ class SyncClient:
              limit: int | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> Iterator[InstanceStatus]:
         """See `Client.list`: admitted instances, oldest first, read in pages while you iterate."""
 
-        async def begin(client: Client) -> AsyncGenerator[InstanceStatus, None]:
-            return client.list(workflow, status=status, limit=limit, timeout=timeout)
+        return self._rows(lambda client: client.list(workflow, status=status, limit=limit, timeout=timeout))
+
+    def _rows(self, rows_of: Callable[[Client], AsyncGenerator[T, None]]) -> Iterator[T]:
+        """What an asynchronous list of the client yields, fetched in pages while you iterate."""
+
+        async def begin(client: Client) -> AsyncGenerator[T, None]:
+            return rows_of(client)
 
         rows = self._call(begin)
         while True:
@@ -293,9 +300,9 @@ class SyncClient:
         return self._call(lambda client: client.workflows())
 
 
-async def _next_rows(rows: AsyncGenerator[InstanceStatus, None]) -> list[InstanceStatus]:
+async def _next_rows(rows: AsyncGenerator[T, None]) -> list[T]:
     """The next ROWS_FETCHED rows, or what is left."""
-    page: list[InstanceStatus] = []
+    page: list[T] = []
     async for row in rows:
         page.append(row)
         if len(page) == ROWS_FETCHED:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -17,6 +19,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from toque import cli
+from toque.storage.nats_bus import NatsBus
+from toque.storage.nats_options import NatsOptions
 
 pytestmark = [pytest.mark.usefixtures("nats_binary"), pytest.mark.timeout(90)]
 
@@ -303,6 +307,55 @@ def test_every_report_is_a_table_too(command: str, terminal: Terminal) -> None:
     lines = terminal.toque(*command.split()).stdout.splitlines()
 
     assert len(lines) > 1 and lines[0] == lines[0].lower()
+
+
+# -- parked messages ---------------------------------------------------------------------------------------------------
+
+def publish(terminal: Terminal, subject: str, body: bytes, **headers: str) -> None:
+    """As any NATS client does."""
+    url = next(word for word in terminal.banner.split() if word.startswith("nats://"))
+
+    async def main() -> None:
+        bus = await NatsBus.connect(NatsOptions(servers=(url,)))
+        await bus.publish(subject, body, {name.replace("_", "-"): text for name, text in headers.items()})
+        await bus.close()
+
+    asyncio.run(main())
+
+
+def test_a_parked_creation_is_listed_shown_and_dropped(terminal: Terminal) -> None:
+    """From the pod that could not accept it to the operator who has seen it: with its reason, by its sequence."""
+    publish(terminal, "toque.main.create.greet.50%", b'"you"', Toque_Nonce="n1")
+    until = time.monotonic() + RUN_S_MAX
+    while not (rows := terminal.report("dead", "list")):
+        assert time.monotonic() < until, "it is parked"
+
+    [row] = rows
+    sequence = str(row["sequence"])
+    shown = terminal.toque("dead", "show", sequence).stdout
+    refused = terminal.toque("dead", "retry", sequence, code=2)
+
+    assert (row["workflow"], row["id"], "legal form" in row["reason"]) == ("greet", "50%", True)
+    assert '"you"' in shown and "Toque-Nonce: n1" in shown and "must fail" in shown
+    assert "was not retried" in refused.stderr
+    assert terminal.report("queues")[1]["parked_by_kind"] == {"create": 1}
+    assert "`toque dead list` shows" in terminal.toque("queues").stderr
+    assert terminal.toque("dead", "drop", "--all", "--workflow", "greet").stdout == f"dropped {sequence}\n"
+    assert terminal.report("dead", "list") == []
+    assert terminal.toque("dead", "list").stderr.startswith("no parked messages")
+
+
+def test_a_retried_creation_runs(terminal: Terminal) -> None:
+    """What was parked for a reason that is gone becomes an instance, once."""
+    publish(terminal, "toque.main.dead.create.greet", b'"again"', Toque_Reason="for a test",
+            Toque_Subject="toque.main.queue.greet.1.0.was-parked")
+    [row] = terminal.report("dead", "list", "--reason", "for a test")
+
+    assert terminal.toque("dead", "retry", str(row["sequence"])).stdout == f"retried {row['sequence']}\n"
+
+    terminal.toque("instances", "watch", "was-parked")
+    assert terminal.report("instances", "describe", "was-parked")["output"] == "hello again"
+    assert terminal.report("dead", "list") == []
 
 
 def test_accounts_are_made_changed_and_shown(terminal: Terminal) -> None:

@@ -530,6 +530,31 @@ def test_a_parked_message_keeps_what_a_retry_needs_and_nothing_that_the_server_o
     play(story)
 
 
+def test_a_retry_waits_for_the_purge_of_what_was_parked(monkeypatch):
+    """Closes: a parked message still lies in the queue when it is retried: the server refuses the second of its id, our
+    nonce lies in the queue, the retry counts as accepted, and the purge takes the only copy."""
+    refusals = iter(["for now"])
+    monkeypatch.setattr("toque.workers.souschef.refusal", lambda *_: next(refusals, ""))
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        await world.publish("work", "one", nonce="n1")
+        await world.until(world.parked, "it is parked")
+        await world.until(lambda: world.records(r.Parked), "it is recorded")
+        [lying] = world.queued("work")
+        assert lying.header(subjects.NONCE_HEADER) == "n1"
+
+        client = world.client()
+        await client.dead.retry(1)
+
+        assert not world.parked()
+        await client.handle("work", "one").result("1 minute")
+        check_once(world, "work", ["one"])
+
+    play(story)
+
+
 def test_a_parked_message_is_no_instance_though_it_still_lies_in_the_queue():
     """Closes: R1: until the purge its id is told as queued, and then as unknown."""
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
 COMMANDS = ["dev", "worker", "demo", "version", "trigger", "queues", "stations", "stations describe", "pods", "workflows",
             "instances list", "instances describe", "instances watch", "instances terminate",
+            "dead list", "dead show", "dead retry", "dead drop",
             "accounts create", "accounts list", "accounts describe", "accounts set"]
 WITHOUT_EXTRA = ("import sys, importlib.util as u; find = u.find_spec\n"
                  "u.find_spec = lambda name, *a: None if name in ('typer', 'rich') else find(name, *a)\n"

@@ -228,6 +228,21 @@ def test_queues_without_owners_still_show_their_depth():
     sim.run(main(), seed=1)
 
 
+def test_parked_messages_are_counted_per_workflow_and_kind():
+    """What another workflow has parked is not in it."""
+
+    async def main():
+        client, owner = await client_and_owner()
+        for kind, workflow in (("create", "census"), ("create", "census"), ("event", "census"), ("create", "report")):
+            await owner.bus.publish(f"toque.main.dead.{kind}.{workflow}", b"")
+
+        [report] = await client.queues()
+
+        assert (report.parked, report.parked_by_kind) == (3, {"create": 2, "event": 1})
+
+    sim.run(main(), seed=1)
+
+
 @pytest.mark.parametrize("report", ["pods", "stations", "queues", "workflows"])
 def test_reports_of_an_account_that_is_not_there_say_so(report):
     """The error names the account and how to make it."""

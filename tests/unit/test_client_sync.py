@@ -123,6 +123,26 @@ def test_accounts_and_reports(client):
     assert [pod.pod for pod in client.pods()] == ["a", "b"]
 
 
+def test_parked_messages_are_seen_to(place, client):
+    """Every call of `client.dead`, with the answers of the asyncio client."""
+    client.queues()
+    for instance in ("one", "two", "a$b"):
+        headers = {"Toque-Subject": f"toque.main.queue.census.1.0.{instance}", "Toque-Reason": "for a test"}
+        parking = place.owner.bus.publish("toque.main.dead.create.census", b"7", headers)
+        asyncio.run_coroutine_threadsafe(parking, place.loop).result(5)
+    dead = client.dead
+
+    assert [message.id for message in dead.list(workflow=Census)] == ["one", "two", "a$b"]
+    assert [message.sequence for message in dead.list(kind="create", reason_contains="test", after=1, limit=1)] == [2]
+    assert dead.get(1).body == b"7"
+    assert [count.messages for count in dead.count()] == [3]
+    dead.retry(1)
+    assert [type(result.error) for result in dead.retry_many([2, 3])] == [type(None), InvalidName]
+    assert (dead.drop(3), dead.drop(3)) == (True, False)
+    assert dead.drop_many([3])[0].error is None
+    assert list(dead.list()) == []
+
+
 def test_making_a_client_connects_nothing(place):
     """The first call does; what needs no answer needs no connection."""
     client = SyncClient(connect=place.connect)

@@ -19,7 +19,7 @@ from toque._dev_state import DEFAULT_DIRECTORY
 from toque._durations import to_ms
 from toque._logging import configure
 from toque._nats_server import find_server
-from toque.cli import accounts, chaos, instances, reports, trigger
+from toque.cli import accounts, chaos, dead, instances, reports, trigger
 from toque.cli.connection import alone, with_connection, without_connection
 from toque.cli.dev import DevOptions, run_dev
 from toque.cli.output import EXIT_INTERRUPTED, EXIT_OK, console
@@ -37,6 +37,7 @@ app = typer.Typer(
 _instances = typer.Typer(rich_markup_mode=None, help="List, describe, watch and terminate instances.")
 _chaos = typer.Typer(rich_markup_mode=None, help="Break things on purpose, and judge what became of the promises.")
 _stations = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+_dead = typer.Typer(rich_markup_mode=None, help="Messages that could not be accepted: see why, retry or drop them.")
 _accounts = typer.Typer(rich_markup_mode=None, help="Make and change accounts: tenants with limits of their own.")
 
 
@@ -144,6 +145,7 @@ def _own_version() -> str:
 app.command("trigger")(with_connection(trigger.trigger))
 app.add_typer(_instances, name="instances")
 app.command("queues")(with_connection(reports.queues))
+app.add_typer(_dead, name="dead")
 app.add_typer(_stations, name="stations")
 app.command("pods")(with_connection(reports.pods))
 app.command("workflows")(with_connection(reports.workflows))
@@ -154,6 +156,11 @@ _instances.command("list")(with_connection(instances.list_instances))
 _instances.command("describe")(with_connection(instances.describe))
 _instances.command("watch")(with_connection(instances.watch))
 _instances.command("terminate")(with_connection(instances.terminate))
+
+_dead.command("list")(with_connection(dead.list_dead))
+_dead.command("show")(with_connection(dead.show))
+_dead.command("retry")(with_connection(dead.retry))
+_dead.command("drop")(with_connection(dead.drop))
 
 _stations.callback()(alone(with_connection(reports.stations)))
 _stations.command("describe")(with_connection(reports.describe_station))

@@ -43,6 +43,14 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class RowFormat(StrEnum):
+    """Of reports that may have very many rows: `ndjson` is one JSON document a line, printed as it comes."""
+
+    TABLE = "table"
+    JSON = "json"
+    NDJSON = "ndjson"
+
+
 # -- text --------------------------------------------------------------------------------------------------------------
 
 def printable(text: str) -> str:
@@ -88,6 +96,12 @@ def json_text(value: Any) -> str:
 
 def show_json(value: Any) -> None:
     print(json_text(value))
+
+
+def show_line(value: Any) -> None:
+    """One JSON document on one line, safe to print."""
+    text = msgspec.json.encode(value).decode()
+    print(_UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text), flush=True)
 
 
 def whole(report: Any) -> Any:

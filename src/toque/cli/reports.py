@@ -149,9 +149,8 @@ async def queues(connection: Connection, output: OutputOption = Format.TABLE,
                                                     "position, lag, instances")] = False) -> int:
     """Show the queue of each workflow.
 
-    How many are queued, the age of the oldest, the limit, and how many messages were parked because they could not
-    become instances (`nats stream view toque+ACCOUNT+dead` shows them and why); with --stations, how far each
-    station's owner has got.
+    How many are queued, the age of the oldest, the limit, and how many messages are parked because they could not
+    be accepted (`toque dead list` shows them and why); with --stations, how far each station's owner has got.
     """
     async with connection.client() as client:
         reports = await client.queues(count_stations=by_station)
@@ -171,6 +170,8 @@ async def queues(connection: Connection, output: OutputOption = Format.TABLE,
     columns = ["workflow", "queued", "oldest", "limit", "parked", "instances"]
     rows = [[report.workflow, f"{report.queued:,}", _age(report.oldest_age_s), f"{report.limit:,}", f"{report.parked:,}",
              _counts(_total(part.counts for part in report.stations))] for report in reports]
+    if output is Format.TABLE and any(report.parked for report in reports):
+        say("some messages are parked because they could not be accepted: `toque dead list` shows which and why")
     return _report(reports, columns, rows, output, empty=empty, numbers={"queued", "oldest", "limit", "parked"})
 
 
