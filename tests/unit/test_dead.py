@@ -9,7 +9,7 @@ import pytest
 from stand_in_owner import Place, new_place
 
 from toque import _subjects, sim
-from toque._dead import PAGE_MESSAGES, DeadCount, DeadResult, _page_of
+from toque._dead import PAGE_MESSAGES, DeadCount, DeadResult, _each, _page_of
 from toque._subjects import CUT_HEADER, ORIGIN_HEADER, REASON_HEADER, StationId, station_number
 from toque.client import Client
 from toque.errors import (
@@ -467,5 +467,20 @@ def test_results_of_many_are_in_order_and_each_true_for_itself():
         assert sorted(place.stored_ids()) == ["one", "two"]
         assert await place.client.dead.drop_many([2, 3]) == [DeadResult(2), DeadResult(3)]
         assert parked(place) == []
+
+    play(story)
+
+
+def test_a_message_that_is_named_twice_is_acted_on_once():
+    """Else the second retry of it might find nothing, and its error stand for the success of the first."""
+
+    async def story(place: Place) -> None:
+        acted: list[int] = []
+
+        async def act(sequence: int) -> None:
+            acted.append(sequence)
+
+        assert await _each([3, 1, 3, 3], act) == [DeadResult(3), DeadResult(1), DeadResult(3), DeadResult(3)]
+        assert acted == [3, 1]
 
     play(story)
