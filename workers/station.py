@@ -454,6 +454,8 @@ class Station:
         self._armed.pop(serial, None)
         engine = self.engines.get(serial)
         if serial in self._shelved:
+            if self.frozen:
+                return False  # again: it is asked for when this move, too, comes to nothing
             self._shelved.discard(serial)
             if engine is None or not engine.may_go_on or engine.resting:
                 return False
