@@ -8,12 +8,24 @@ from typing import Any, get_args
 
 import pytest
 from fixtures.make import STORIES, make
-from fixtures.reading import FIXTURES, control, control_value, journal, known_part, read, replayed, stories
+from fixtures.reading import (
+    FIXTURES,
+    control,
+    control_value,
+    counting,
+    journal,
+    known_part,
+    read,
+    replayed,
+    restored,
+    stories,
+)
 
 from toque._protocol import AccountRecord, Layout, SessionRecord
 from toque.storage import records as r
 
 FORMATS = [FIXTURES / f"format-{number}" for number in range(1, r.FORMAT + 1)]
+OF_BYTES = ("crc", "size_bytes", "chunks", "journal_bytes")
 every_story = pytest.mark.parametrize("folder", stories(), ids=lambda folder: str(folder.relative_to(FIXTURES)))
 
 
@@ -35,6 +47,19 @@ def test_the_journal_folds_into_what_the_environment_holds(folder: Path) -> None
     meaning = expected(folder)["store"]
 
     assert known_part(replayed(folder), meaning) == meaning
+
+
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda path: path.name)
+def test_a_stored_snapshot_restores_what_the_journal_folds_up_to_it(format_: Path) -> None:
+    """A pod that has only the object stands where one stood that had folded every group before it."""
+    folders = [file.parent for file in format_.glob("*/snapshot.json")]
+
+    assert folders, "no format is without a stored snapshot object"
+    for folder in folders:
+        station, record = counting(folder)
+        assert record.chunks > 1
+        assert restored(folder) == replayed(folder, until=record.position.sequence)
+        assert restored(folder)[str(station)]["instances"]
 
 
 def test_every_kind_of_record_is_stored_in_the_present_format() -> None:
@@ -60,12 +85,12 @@ def test_every_story_has_its_data_and_can_still_be_told(name: str, tmp_path: Pat
     """The script makes today what means the same as what is stored: it has not been changed behind its data."""
     make(name, tmp_path / name)
 
-    meaning = without_crc(expected(FORMATS[-1] / name))
-    assert known_part(without_crc(read(tmp_path / name)), meaning) == meaning
+    meaning = without_bytes(expected(FORMATS[-1] / name))
+    assert known_part(without_bytes(read(tmp_path / name)), meaning) == meaning
 
 
-def without_crc(value: Any) -> Any:
-    """A field that was added since changes the bytes, and nothing else."""
+def without_bytes(value: Any) -> Any:
+    """A field that was added since changes bytes and how many they are, and nothing else."""
     if isinstance(value, dict):
-        return {key: without_crc(part) for key, part in value.items() if key != "crc"}
-    return [without_crc(part) for part in value] if isinstance(value, list) else value
+        return {key: without_bytes(part) for key, part in value.items() if key not in OF_BYTES}
+    return [without_bytes(part) for part in value] if isinstance(value, list) else value
