@@ -26,6 +26,7 @@ RECONNECT_S_MAX: Final = 0.2
 SLOW_SHARE: Final = 0.02  # of all deliveries, those that take SLOW_FACTOR times as long
 SLOW_FACTOR: Final = 10
 SUBJECTS_OVERLAP: Final = 10065
+ROUTES_MAX: Final = 4_096  # subjects whose streams and subscriptions are remembered
 INBOX: Final = "_INBOX.memory."  # then the connection's number and the request's
 STATUS_HEADER: Final = "Status"
 NO_RESPONDERS: Final = "503"
@@ -82,6 +83,9 @@ class Connection(Protocol):
 class Interest(Protocol):
     """A core subscription of a connection."""
 
+    @property
+    def online(self) -> bool: ...
+
     def matches(self, subject: str) -> bool: ...
 
     def deliver(self, message: Message) -> None: ...
@@ -99,10 +103,11 @@ class Consumer:
         self._deliver = deliver
         self._credit = 0
         self._position = spec.start_sequence - 1
+        self._looked_at = self._position  # up to here there is nothing more to send
         self._first: deque[int] = deque()
         if spec.last_per_subject:
             self._first.extend(stream.last_sequences(spec.filters))
-            self._position = stream.last_sequence
+            self._position = self._looked_at = stream.last_sequence
 
     def grant(self, messages: int) -> None:
         """Allow so many more messages."""
@@ -123,7 +128,7 @@ class Consumer:
 
     def progress(self) -> tuple[bool, int, int]:
         """Whether everything that matches was sent, the last sequence sent, and the stream's last one."""
-        waiting = bool(self._first) or next(self.stream.after(self._position, self._filters), None) is not None
+        waiting = bool(self._first) or next(self.stream.after(self._looked_at, self._filters), None) is not None
         return not waiting, self._position, self.stream.last_sequence
 
     def _next(self) -> Message | None:
@@ -131,9 +136,14 @@ class Consumer:
             message = self.stream.at(self._first.popleft())
             if message is not None:
                 return message
-        message = next(self.stream.after(self._position, self._filters), None)
-        if message is not None:
-            self._position = message.sequence
+        stream = self.stream
+        if self._looked_at >= stream.last_sequence:
+            return None
+        message = next(stream.after(self._looked_at, self._filters), None)
+        if message is None:
+            self._looked_at = stream.last_sequence
+        else:
+            self._position = self._looked_at = message.sequence
         return message
 
 
@@ -159,6 +169,7 @@ class MemoryBroker:
         self._timers: dict[str, tuple[int, asyncio.TimerHandle]] = {}
         self._consumers: dict[str, list[Consumer]] = {}
         self._interests: list[Interest] = []
+        self._routes: dict[str, tuple[list[MemoryStream], list[Interest]]] = {}  # by subject, of those seen lately
         self._faults: list[Fault] = []
         self.counts: Counter[str] = Counter()  # of what happened: faults, refusals by stream and code, expiries
         self.on_stored: Callable[[str, Message], None] = lambda stream, message: None  # after each single publish
@@ -171,8 +182,9 @@ class MemoryBroker:
 
     def draw_delay_s(self) -> float:
         """The time that the next message takes in one direction."""
-        delay_s = self.rng.uniform(*self._delay_s)
-        return delay_s * SLOW_FACTOR if self.rng.random() < SLOW_SHARE else delay_s
+        random, (low, high) = self.rng.random, self._delay_s
+        delay_s = low + (high - low) * random()
+        return delay_s * SLOW_FACTOR if random() < SLOW_SHARE else delay_s
 
     # -- faults, for tests
 
@@ -247,11 +259,13 @@ class MemoryBroker:
     def subscribe(self, interest: Interest) -> None:
         """From here on `route` gives the interest what it matches."""
         self._interests.append(interest)
+        self._routes.clear()
 
     def unsubscribe(self, interest: Interest) -> None:
         """The end of it."""
         if interest in self._interests:
             self._interests.remove(interest)
+            self._routes.clear()
 
     # -- messages
 
@@ -260,14 +274,22 @@ class MemoryBroker:
         if message.subject.startswith(INBOX):
             self._give_to_inbox(message, lane="core")
             return
-        streams = [stream for stream in self._streams.values() if stream.takes(message.subject)]
-        interests = [interest for interest in self._interests if interest.matches(message.subject)]
+        streams, matching = self._routes.get(message.subject) or self._find_route(message.subject)
+        interests = [interest for interest in matching if interest.online]
         for stream in streams:
             self._publish(stream, message)
         for interest in interests:
             interest.deliver(message)
         if not streams and not interests:
             self._answer(message.reply, b"", lane="core", headers={STATUS_HEADER: NO_RESPONDERS})
+
+    def _find_route(self, subject: str) -> tuple[list[MemoryStream], list[Interest]]:
+        if len(self._routes) >= ROUTES_MAX:
+            self._routes.clear()
+        route = self._routes[subject] = (
+            [stream for stream in self._streams.values() if stream.takes(subject)],
+            [interest for interest in self._interests if interest.matches(subject)])
+        return route
 
     def _publish(self, stream: MemoryStream, message: Message) -> None:
         name = stream.config.name
@@ -386,6 +408,7 @@ class MemoryBroker:
         made_at = datetime.fromtimestamp(self.now_ms() / 1000, UTC).isoformat(timespec="milliseconds")
         created = made_at.replace("+00:00", f"{self._streams_made:06}Z")
         self._streams[config.name] = MemoryStream(config, created=created)
+        self._routes.clear()
         for connection in self._connections.values():
             connection.reopen_feeds(config.name)
 
@@ -400,11 +423,13 @@ class MemoryBroker:
         stream = self._stream(config.name, writes=True)
         self._check_overlap(config)
         stream.update(config)
+        self._routes.clear()
         self._arm(stream)
 
     def delete_stream(self, name: str) -> None:
         """With its messages and consumers."""
         del self._streams[self._stream(name).config.name]
+        self._routes.clear()
         self._consumers.pop(name, None)
 
     def stream_names(self, prefix: str) -> list[str]:

@@ -71,10 +71,9 @@ class _Lane:
         self._under_way: deque[Callable[[], None]] = deque()
 
     def send(self, arrive: Callable[[], None]) -> None:
-        """Each timer lets the oldest thing arrive, so the order does not depend on the delays."""
+        """Each timer lets the oldest thing arrive: the order does not depend on the delays. Under way it is nobody's."""
         self._under_way.append(arrive)
-        asyncio.get_running_loop().call_later(self._broker.draw_delay_s(), self._arrive,
-                                              context=contextvars.Context())  # under way it is nobody's
+        asyncio.get_running_loop().call_later(self._broker.draw_delay_s(), self._arrive, context=contextvars.Context())
 
     def _arrive(self) -> None:
         if self._under_way:  # else the connection was lost meanwhile
@@ -96,13 +95,14 @@ class MemorySubscription:
     def __init__(self, bus: MemoryBus, lane: _Lane, subject: str, handler: Callable[[Message], None]) -> None:
         self._bus = bus
         self._lane = lane
-        self._matches = matcher(subject)
+        self.matches = matcher(subject)
         self._handler = handler
         self._closed = False
 
-    def matches(self, subject: str) -> bool:
-        """Whether the server has a message of the subject for this subscription now."""
-        return self._bus.online and self._matches(subject)
+    @property
+    def online(self) -> bool:
+        """Whether the server sends to this subscription now."""
+        return self._bus.online
 
     def deliver(self, message: Message) -> None:
         """The server sends a message."""
@@ -344,7 +344,7 @@ class MemoryBus:
                       timeout_s: float = 5.0) -> Message:
         reply = self._new_inbox()
         message = self._message(subject, data, headers, reply)
-        answer: Message = await self._ask(subject, reply, lambda: self._send_message(message), timeout_s)
+        answer: Message = await self._ask(subject, reply, partial(self._send_message, message), timeout_s)
         if answer.header(STATUS_HEADER) == NO_RESPONDERS:
             raise NoResponders(f"nobody listens on {subject}, and no stream takes it")
         return answer
@@ -448,14 +448,14 @@ class MemoryBus:
         """Send, and wait for the answer."""
         if not self.online:
             await self._reach_server(subject)
-        answer = self._answers[reply] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer = self._answers[reply] = loop.create_future()
         send()
+        over = loop.call_later(timeout_s, _give_up, answer, subject, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await answer
-        except TimeoutError:
-            raise BusTimeout(f"no answer on {subject} within {timeout_s:g} s; the outcome is unknown") from None
+            return await answer
         finally:
+            over.cancel()
             del self._answers[reply]
 
     async def _reach_server(self, subject: str) -> None:
@@ -476,8 +476,7 @@ class MemoryBus:
         elif fault.how in (DELAY, DUPLICATE):
             if fault.how == DUPLICATE:
                 self._upstream.send(lambda: arrive(True))
-            asyncio.get_running_loop().call_later(fault.delay_s, self._arrive_late, arrive,
-                                                  context=contextvars.Context())
+            asyncio.get_running_loop().call_later(fault.delay_s, self._arrive_late, arrive, context=contextvars.Context())
         else:
             assert fault.how == DROP_BEFORE
 
@@ -486,9 +485,8 @@ class MemoryBus:
             arrive(True)
 
     def _lane(self, name: str) -> _Lane:
-        if name not in self._downstream:
-            self._downstream[name] = _Lane(self.broker)
-        return self._downstream[name]
+        lane = self._downstream.get(name)
+        return self._downstream.setdefault(name, _Lane(self.broker)) if lane is None else lane
 
     def _settle(self, reply: str, result: object) -> None:
         answer = self._answers.get(reply)
@@ -498,3 +496,8 @@ class MemoryBus:
             answer.set_exception(result)
         else:
             answer.set_result(result)
+
+
+def _give_up(answer: asyncio.Future[Any], subject: str, timeout_s: float) -> None:
+    if not answer.done():
+        answer.set_exception(BusTimeout(f"no answer on {subject} within {timeout_s:g} s; the outcome is unknown"))

@@ -101,7 +101,8 @@ def header_bytes(headers: Headers | None) -> int:
     """Bytes of the headers on the wire."""
     if not headers:
         return 0
-    return len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+    lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+    return len("NATS/1.0\r\n\r\n") + len("".join(lines).encode())
 
 
 def _stored_bytes(message: Message) -> int:

@@ -49,6 +49,9 @@ def _filled(limit: int, floors: Mapping[str, int], wants: Mapping[str, int]) -> 
         return {session: max(floor, min(wants[session], level)) for session, floor in floors.items()}
 
     low, high = 0, max(wants.values(), default=0)
+    shares = at(high)
+    if sum(shares.values()) <= limit:
+        return shares
     while low < high:  # the highest level that the limit allows
         middle = (low + high + 1) // 2
         low, high = (middle, high) if sum(at(middle).values()) <= limit else (low, middle - 1)

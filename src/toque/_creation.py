@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -384,13 +385,14 @@ async def _bounded(act: Callable[[T], Awaitable[None]], items: Iterator[T], widt
     The first exception cancels the other calls and is raised.
     """
 
-    async def work() -> None:
+    async def work(first: T) -> None:
+        await act(first)
         for item in items:
             await act(item)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(width):
-                group.create_task(work())
+            for first in list(islice(items, width)):
+                group.create_task(work(first))
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None

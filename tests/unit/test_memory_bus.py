@@ -6,13 +6,14 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 
 from toque.sim.loop import VirtualLoop, run
 from toque.storage.memory_broker import DELAY, DROP_BEFORE, DUPLICATE, LOSE_ANSWER
 from toque.storage.memory_bus import MemoryBroker, MemoryBus
 from toque.storage.memory_stream import format_ttl, matcher, overlap, parse_ttl_s
-from toque.storage.ports import BusError, BusTimeout, FeedSpec, Message, PubAck, StreamConfig
+from toque.storage.ports import BusError, BusTimeout, FeedSpec, Message, NoResponders, PubAck, StreamConfig
 
 SEEDS = range(30)
 QUIET_S = 1.0  # above any delay
@@ -49,6 +50,41 @@ def in_world(check: Callable[[World], Awaitable[object]], *, seed: int = 1) -> o
 
 def outcome(results: list[PubAck | BaseException]) -> list[str]:
     return [type(result).__name__ for result in results]
+
+
+# -- who gets a message ------------------------------------------------------------------------------------------------
+
+def test_a_subject_finds_its_way_anew_after_every_change():
+    """The broker remembers who takes a subject: subscriptions and streams that come, change and go are heeded at once."""
+
+    async def check(world):
+        async def listeners() -> list[str]:
+            heard.clear()
+            world.bus.emit("news.1", b"")
+            await asyncio.sleep(QUIET_S)
+            messages = len(world.broker.stored("N")) if "N" in world.broker.stream_names("") else 0
+            return [*heard, f"{messages} stored"]
+
+        heard: list[str] = []
+        stream = StreamConfig(name="N", subjects=["news.*"])
+
+        assert await listeners() == ["0 stored"]
+        subscription = await world.other.subscribe("news.>", lambda _: heard.append("subscriber"))
+        assert await listeners() == ["subscriber", "0 stored"]
+        await world.bus.ensure_stream(stream)
+        assert await listeners() == ["subscriber", "1 stored"]
+        await world.bus.update_stream(msgspec.structs.replace(stream, subjects=["other.*"]))
+        assert await listeners() == ["subscriber", "1 stored"]
+        await subscription.close()
+        with pytest.raises(NoResponders):
+            await world.bus.request("news.1", b"")
+        await world.bus.update_stream(stream)
+        assert await listeners() == ["2 stored"]
+        await world.bus.delete_stream("N")
+        with pytest.raises(NoResponders):
+            await world.bus.request("news.1", b"")
+
+    in_world(check)
 
 
 # -- faults to order ---------------------------------------------------------------------------------------------------

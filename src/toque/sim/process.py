@@ -19,6 +19,7 @@ from toque.storage.ports import FeedSpec, Message
 
 T = TypeVar("T")
 BURY_S = 1.0
+TASKS_DONE_MAX = 500  # of a process, that are still kept
 
 
 class State(Enum):
@@ -37,7 +38,8 @@ class Process:
         self.pid = pid
         self.session = ""  # that it has opened last; kept by whoever runs a pod in it
         self.state = State.RUNNING
-        self.tasks: set[asyncio.Task[Any]] = set()  # kept, so that nothing of a dead process is ever collected
+        self._tasks: list[asyncio.Task[Any]] = []  # kept, so that nothing of a dead process is ever collected
+        self._tasks_max = TASKS_DONE_MAX
         self.buses: list[ProcessBus] = []
         self._context = contextvars.copy_context()
         self._context.run(_current.set, self)
@@ -95,11 +97,19 @@ class Process:
         for act in parked:
             asyncio.get_running_loop().call_soon(self.admit, act)
 
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Keep a task until it is done, or longer: to look now and then costs less than to be told of each."""
+        self._tasks.append(task)
+        if len(self._tasks) > self._tasks_max:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._tasks_max = len(self._tasks) + TASKS_DONE_MAX
+
     async def bury(self) -> None:
         """At the end of a simulation: cancel the process's tasks and let them run out, without any connection."""
         self.kill()
         self._go_on()
-        while tasks := self.tasks - {asyncio.current_task()}:
+        me = asyncio.current_task()
+        while tasks := [task for task in self._tasks if task is not me and not task.done()]:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=BURY_S)  # who was told twice at once may have heard one of them only
@@ -155,8 +165,7 @@ class ProcessLoop(VirtualLoop):
         process = _current.get() if context is None else context.get(_current)
         task: asyncio.Task[Any] = super().create_task(coro, name=name, context=context)
         if process is not None:
-            process.tasks.add(task)
-            task.add_done_callback(process.tasks.discard, context=contextvars.Context())
+            process.keep(task)
         return task
 
     def _run_handle(self, handle: asyncio.Handle) -> None:

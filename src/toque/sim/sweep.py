@@ -19,8 +19,7 @@ from toque.sim.draw import draw_plan
 from toque.sim.plan import Fault, Plan
 from toque.sim.play import Outcome, play_plan
 
-CHUNK: Final = 10  # seeds that a process takes at once
-GARBAGE_MAX: Final = 100_000  # objects, before the youngest are looked at
+CHUNK: Final = 5  # seeds that a process takes at once
 CRASHED: Final = "crashed"  # the verdict on a plan that could not be played to its end
 
 
@@ -36,10 +35,8 @@ class Result:
 
 
 def quiet() -> None:
-    """Log nothing, for a sweep's pods have much to warn of; and collect garbage less often, for they make much."""
+    """Log nothing, for a sweep's pods have much to warn of."""
     logging.disable(logging.CRITICAL)
-    gc.freeze()
-    gc.set_threshold(GARBAGE_MAX, 50, 50)
 
 
 def play_seed(seed: int) -> Result:
@@ -63,8 +60,15 @@ def result_of(outcome: Outcome) -> Result:
 
 
 def play_chunk(seeds: list[int]) -> list[Result]:
+    """Play some seeds. Garbage is collected after the last only: a run makes many objects and little garbage."""
     quiet()
-    return [play_seed(seed) for seed in seeds]
+    gc.freeze()  # what there is before stays
+    gc.disable()
+    try:
+        return [play_seed(seed) for seed in seeds]
+    finally:
+        gc.enable()
+        gc.collect()
 
 
 def sweep(seeds: Iterable[int], *, jobs: int) -> Iterator[Result]:
