@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from toque.chaos.five_steps import NAP_AFTER, NAP_BEFORE, STEPS, WORKFLOW, Order, result_of
 from toque.chaos.history import COMPLETE, CREATE, RESULT, STATUS, History
@@ -18,6 +19,7 @@ from toque.chaos.timer_checks import Nap
 from toque.chaos.verdicts import InstanceKey
 from toque.client import BatchResult, Client, NewInstance
 from toque.errors import InstanceExists, InstanceFailed, InstanceNotFound, SetupError, ToqueError, Unavailable
+from toque.workflow import Retention
 
 CREATE_TIMEOUT = "10 seconds"
 ASKED_AT_ONCE = 200  # results waited for at one time
@@ -49,6 +51,8 @@ class LoadOptions:
     """After the last fault. What has not ended by then counts as lost."""
     prefix: str = "order"
     """Of the instances' ids: different in each run against one deployment."""
+    kept_s: float = 0.0
+    """How long an instance is kept after its end; 0 = as the workflow says. Not shorter than the longest outage."""
 
     @property
     def pause_s(self) -> float:
@@ -57,6 +61,11 @@ class LoadOptions:
 
     def id(self, number: int) -> str:
         return f"{self.prefix}-{number:05}"
+
+    @property
+    def retention(self) -> Retention | None:
+        kept = timedelta(seconds=self.kept_s)
+        return Retention(success=kept, error=kept) if self.kept_s else None
 
     def order(self, number: int) -> Order:
         nap_ms = 0 if number % NAP_EVERY else self.nap_ms
@@ -122,7 +131,8 @@ class Load:
         numbers = range(self.options.instances)
         self.created = len(numbers)
         ops = [self.history.invoke(CREATE, WORKFLOW, self.options.id(number)) for number in numbers]
-        items = [NewInstance(self.options.order(number), id=self.options.id(number)) for number in numbers]
+        items = [NewInstance(self.options.order(number), id=self.options.id(number), retention=self.options.retention)
+                 for number in numbers]
         results: list[BatchResult] = await self.client.create_batch(WORKFLOW, items)
         for op, result in zip(ops, results, strict=True):
             if result.error is None:
@@ -156,7 +166,8 @@ class Load:
         while True:
             try:
                 with self.history.recording(CREATE, WORKFLOW, id_):
-                    await self.client.create(WORKFLOW, self.options.order(number), id=id_, timeout=CREATE_TIMEOUT)
+                    await self.client.create(WORKFLOW, self.options.order(number), id=id_,
+                                             retention=self.options.retention, timeout=CREATE_TIMEOUT)
                 return
             except InstanceExists:
                 self.exist.add(InstanceKey(WORKFLOW, id_))
@@ -186,8 +197,9 @@ class Load:
         return True
 
     async def read_again(self) -> None:
-        """Read results a second time, long after: they must be the same."""
-        numbers = random.Random(self.seed).sample(range(self.created), min(self.created, READ_AGAIN_MAX))
+        """Read results a second time, long after: they must be the same. Only the last ones, where others are deleted."""
+        there = range(max(0, self.created - READ_AGAIN_MAX) if self.options.kept_s else 0, self.created)
+        numbers = random.Random(self.seed).sample(there, min(len(there), READ_AGAIN_MAX))
         async with asyncio.TaskGroup() as group:
             for number in numbers:
                 group.create_task(self._read_once_more(number))

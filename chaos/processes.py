@@ -67,10 +67,10 @@ def _open_files(pid: int) -> set[str]:
     return found
 
 
-def resident_bytes(pid: int) -> int:
-    """Memory in use (RSS); 0 when it is gone."""
+def memory_bytes(pid: int) -> int:
+    """Memory of its own in use, without the files that it maps (a store is one); 0 when it is gone."""
     with contextlib.suppress(OSError):
-        if found := re.search(r"VmRSS:\s+(\d+) kB", (_PROC / str(pid) / "status").read_text()):
+        if found := re.search(r"RssAnon:\s+(\d+) kB", (_PROC / str(pid) / "status").read_text()):
             return int(found[1]) * 1024
     return 0
 

@@ -46,6 +46,8 @@ class Scenario:
     faults: int
     """How many, unless the options say otherwise."""
     load: LoadOptions = field(default_factory=LoadOptions)
+    worker_options: tuple[str, ...] = ()
+    """Of the pods of a cluster of its own."""
 
     @property
     def needs(self) -> str:

@@ -85,6 +85,8 @@ class PodOptions:
     """Most sync callbacks that run here at once."""
     ttl_s: float | None = None
     """TTL of the session; None = the account's."""
+    snapshot_after_bytes: int = SnapshotRules.journal_bytes_min
+    """A station's journal grows by so much, at least, between two of its snapshots."""
     log_json: bool = False
     dev: bool = False
 
@@ -445,7 +447,8 @@ async def run_pod(app: App, options: PodOptions) -> int:
         pod = Pod(app, pod=options.pod, account=account, layout=layout, bus=bus, store=store, clock=clock,
                   rng=random.Random(), make_keeper=make_keeper, env=env, slots_max=options.slots_max,
                   threads_max=options.threads_max, ttl_s=options.ttl_s, callbacks=callbacks, loop_watch=loop_watch,
-                  remember_session=lock.remember_session)
+                  remember_session=lock.remember_session,
+                  snapshot_rules=SnapshotRules(journal_bytes_min=options.snapshot_after_bytes))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, pod.stop)

@@ -64,13 +64,15 @@ class DevCluster:
     env             added to the environment of the pods; python_path stands before their PYTHONPATH
     way             pod's name and the server's URL → the URL by which the pod is to reach it (chaos puts itself between)
     host            where the server listens: see NatsServer
+    worker_options  added to the command line of each pod
     """
 
     def __init__(self, app_reference: str, *, directory: Path | str, pods: int = 2, port: int | None = None,
                  monitor_port: int | None = None, ttl_s: float = 5.0, account: str = "main", grace_s: float = GRACE_S,
                  on_line: Callable[[str, str], None], on_event: Callable[[ClusterEvent], None] | None = None,
                  env: Mapping[str, str] | None = None, python_path: Sequence[Path | str] = (),
-                 way: Callable[[str, str], Awaitable[str]] | None = None, host: str = "127.0.0.1") -> None:
+                 way: Callable[[str, str], Awaitable[str]] | None = None, host: str = "127.0.0.1",
+                 worker_options: Sequence[str] = ()) -> None:
         if not 1 <= pods <= PODS_MAX:
             raise UsageError(f"the number of pods must be between 1 and {PODS_MAX}, not {pods}")
         self.directory = Path(directory).absolute()
@@ -86,6 +88,7 @@ class DevCluster:
         self._env = pod_environment(env or {}, python_path)
         self._way = way
         self._host = host
+        self._worker_options = list(worker_options)
         self._claim: DirectoryClaim | None = None
         self._server: NatsServer | None = None
         self._bus: NatsBus | None = None
@@ -226,7 +229,8 @@ class DevCluster:
     def _argv(self, name: str, data: Path, url: str) -> list[str]:
         return [sys.executable, "-m", "toque", "worker", self._app, "--pod", name, "--data", str(data),
                 "--account", self.account, "--nats", url, "--monitor", self.monitor_url, "--require-sync",
-                "--grace", f"{self._grace_s}s", "--ttl", f"{self._ttl_s}s", "--dev"]
+                "--grace", f"{self._grace_s}s", "--ttl", f"{self._ttl_s}s", "--dev",
+                *self._worker_options]
 
     async def _until_ready(self, stations: set[str], ready_s_max: float) -> None:
         deadline = time.monotonic() + ready_s_max

@@ -293,7 +293,7 @@ class _Run:
 
             ttl_s = options.ttl_s or to_ms(OWN_TTL, what="TTL") / 1000
             async with own_cluster(directory, ttl_s=ttl_s, links=bool(kinds & OF_LINK), parted=parted,
-                                   hear=hear) as topology:
+                                   worker_options=self._scenario.worker_options, hear=hear) as topology:
                 yield topology
 
 

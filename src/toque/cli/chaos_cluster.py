@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ END_S_MAX: Final = 3.0  # nothing is worth a longer hand-over
 
 @asynccontextmanager
 async def own_cluster(directory: Path, *, ttl_s: float, pods: int = PODS, links: bool = False, parted: bool = False,
-                      hear: Callable[[str, str], None]) -> AsyncIterator[Topology]:
+                      worker_options: Sequence[str] = (), hear: Callable[[str, str], None]) -> AsyncIterator[Topology]:
     """Server, pods and ledger on this host, all ended at the end.
 
     `links` puts a link between each pod and the server; `parted` gives each pod an address of its own for the server,
@@ -49,7 +49,8 @@ async def own_cluster(directory: Path, *, ttl_s: float, pods: int = PODS, links:
 
     with await asyncio.to_thread(Ledger.start, directory / LEDGER_FILE) as ledger:
         cluster = DevCluster(APP, directory=directory / "cluster", pods=pods, ttl_s=ttl_s, on_line=hear,
-                             env=ledger.environment, way=way, host=EVERYWHERE if parted else "127.0.0.1")
+                             env=ledger.environment, way=way, host=EVERYWHERE if parted else "127.0.0.1",
+                             worker_options=worker_options)
         await cluster.start()
         try:
             async with Client.connect(cluster.url, name="toque chaos") as client:

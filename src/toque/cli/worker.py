@@ -27,6 +27,8 @@ from toque.workflow import workflow_version
 
 GRACE_DEFAULT: Final = "25s"
 SLOTS_DEFAULT: Final = 10_000
+SNAPSHOT_AFTER_MIB: Final = 16.0
+SNAPSHOT_AFTER_MIB_MAX: Final = 65_536
 THREADS_DEFAULT: Final = 32
 DATA_DEFAULT: Final = Path("toque-data")
 
@@ -85,6 +87,9 @@ def _add_pod(worker: argparse.ArgumentParser) -> None:
         help=f"most instances that run here at once (default: {SLOTS_DEFAULT:,})")
     add("--threads", metavar="N", type=int, default=THREADS_DEFAULT,
         help=f"most synchronous callbacks that run here at once (default: {THREADS_DEFAULT})")
+    add("--snapshot-after", metavar="MIB", type=float, default=SNAPSHOT_AFTER_MIB,
+        help="take a snapshot of a station when its journal has grown by so much, or by the last one's size, if that is "
+             f"more; the journal behind the second newest one goes (default: {SNAPSHOT_AFTER_MIB:g})")
     add("--log", choices=["text", "json"], default="text", help="form of the log lines on stderr (default: text)")
     add("--ttl", metavar="TIME", help=argparse.SUPPRESS)
     add("--dev", action="store_true", help=argparse.SUPPRESS)
@@ -116,13 +121,19 @@ def pod_options(parsed: argparse.Namespace) -> PodOptions:
         require_sync=parsed.require_sync, slots_max=_positive(parsed.slots, "--slots"),
         threads_max=_positive(parsed.threads, "--threads"),
         ttl_s=None if parsed.ttl is None else to_ms(parsed.ttl, what="--ttl", minimum_ms=1) / 1000,
-        log_json=parsed.log == "json", dev=parsed.dev)
+        snapshot_after_bytes=_snapshot_after(parsed.snapshot_after), log_json=parsed.log == "json", dev=parsed.dev)
 
 
 def host_pod() -> str:
     """The host's name as a pod's: what is illegal there becomes a dash."""
     name = re.sub("[^a-zA-Z0-9_-]", "-", socket.gethostname())[:POD_LENGTH_MAX].lstrip("-")
     return name or "pod"
+
+
+def _snapshot_after(mib: float) -> int:
+    if not 0.01 <= mib <= SNAPSHOT_AFTER_MIB_MAX:
+        raise UsageError(f"--snapshot-after must be between 0.01 and {SNAPSHOT_AFTER_MIB_MAX:,} MiB, not {mib:g}")
+    return int(mib * 1024 * 1024)
 
 
 def _positive(value: int, option: str) -> int:
