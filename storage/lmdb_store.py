@@ -31,6 +31,7 @@ from toque.storage.snapshot_format import ChunkWriter
 
 MAP_BYTES = 256 << 30  # address space, not disk
 GROUPS_PER_TRANSACTION = 64
+ASIDE_CHUNK_BYTES = 1024 * 1024
 DROPS_PER_TRANSACTION = 10_000
 _META = b"meta"
 _IDENTITY = b"identity"
@@ -273,6 +274,7 @@ class LmdbStore(FoldedReaders):
     def __init__(self, directory: Path, *, account: str, pod: str,
                  on_damage: Callable[[Exception], None]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._directory = directory
         self._environment, self.set_aside_to = open_environment(directory, account, pod)
         self.tables = LmdbTables(self._environment)
         super().__init__(_WatchedTables(self.tables, self._fail))
@@ -307,6 +309,19 @@ class LmdbStore(FoldedReaders):
 
     async def drop(self, station: StationId) -> None:
         await self._do(lambda: self.tables.drop(fold.station_key(station)))
+
+    async def set_aside(self, station: StationId) -> str:
+        path = self._directory.with_name(f"{self._directory.name}.aside-{time.time_ns()}-station-{station}")
+        export = self.export(station, ASIDE_CHUNK_BYTES)
+        if export is None:
+            return ""
+        try:
+            with path.open("xb") as file:
+                while chunk := await export.next():
+                    file.write(chunk)
+        finally:
+            export.close()
+        return str(path)
 
     async def load(self, station: StationId, rows: Sequence[StoredRow], position: Position | None = None) -> None:
         writes = fold.load_writes(station, rows, position)

@@ -27,6 +27,7 @@ class MemoryTables:
         self._sorted: list[list[bytes] | None] = [None for _ in fold.TABLES]
         self.rotten: set[tuple[int, bytes]] = set()  # rows that nobody may read
         self._before: list[dict[bytes, bytes]] | None = None  # the last write
+        self.aside: list[tuple[StationId, list[StoredRow]]] = []
 
     def copy(self) -> MemoryTables:
         """The tables as they are now."""
@@ -179,6 +180,11 @@ class MemoryStore(FoldedReaders):
     @property
     def lag_s(self) -> float:
         return asyncio.get_running_loop().time() - self._waiting[0][0] if self._waiting else 0.0
+
+    async def set_aside(self, station: StationId) -> str:
+        prefix = fold.station_key(station)
+        self.tables.aside.append((station, list(self.tables.export(prefix))))
+        return f"aside {len(self.tables.aside)}"
 
     async def drop(self, station: StationId) -> None:
         self.tables.drop(fold.station_key(station))

@@ -330,6 +330,10 @@ class Store(Protocol):
         """Forget everything of a station, its position first. Call only with nothing of it left to fold."""
         ...
 
+    async def set_aside(self, station: StationId) -> str:
+        """Keep everything of a station for inspection, outside of the store. Returns where; call `drop` then."""
+        ...
+
     def export(self, station: StationId, chunk_bytes: int) -> Export | None:
         """Begin to read out everything of a station, cut into chunks. None = nothing is known of it."""
         ...

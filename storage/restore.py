@@ -16,12 +16,14 @@ from typing import NamedTuple
 from toque._logging import get_logger
 from toque._subjects import StationId
 from toque.storage.journal import Journal, JournalGap, JournalHalted
-from toque.storage.ports import Store
+from toque.storage.ports import Store, StoreDamaged
 from toque.storage.records import Position, Snapshot
 from toque.storage.snapshot_format import SnapshotDamaged
 from toque.storage.snapshots import Name, SnapshotObjects
 
 APPLIED_BYTES_MAX = 32 * 1024 * 1024  # read and not folded yet
+
+ANOTHER_HISTORY = "the journal does not hold its position: it is of another history"
 
 LOCAL, SNAPSHOT, JOURNAL = "local", "snapshot", "journal"
 
@@ -65,6 +67,12 @@ class Restore:
         if position is None:
             return None
         why = await self._doubt(position)
+        if why == ANOTHER_HISTORY:
+            place = await self._set_aside()
+            _log.error("state of another history set aside", station=str(self._station), position=position.header.text(),
+                       file=place, why="was the broker restored from an older copy, and have others gone on over the "
+                                       "loss? What had been acknowledged before is in this file alone")
+            return None
         if not why:
             try:
                 return Restored(LOCAL, groups=await self._follow(position))
@@ -78,11 +86,17 @@ class Restore:
         if await self._journal.holds(position):
             return ""
         if not await self._journal.trimmed(position):
-            return "the journal does not hold its position: it is of another history"
+            return ANOTHER_HISTORY
         record = await self._counting(Name.of(position))
         if record is not None and record.position == position:
             return ""
         return "the journal was trimmed beyond its position"
+
+    async def _set_aside(self) -> str:
+        try:
+            return await self._store.set_aside(self._station)
+        except StoreDamaged as error:
+            return f"none: {error}"
 
     async def _from_snapshots(self) -> Restored | None:
         for name in reversed(await self._objects.names(self._station)):

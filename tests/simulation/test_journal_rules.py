@@ -186,6 +186,9 @@ def test_a_disk_of_another_history_is_rebuilt_from_the_journal():
 
         assert (await client.handle("work", "one").status()).status == "complete"
         check_fold(world, again)
+        [(place, rows)] = again.disk.tables.aside
+        assert place == station, "what others may have lost is kept for people"
+        assert any(row.table == fold.ROWS for row in rows)
         assert again.disk.tables.tables[fold.ROWS] == {
             key: value for place in world.stations()
             for key, value in replayed(world, place).tables[fold.ROWS].items()}

@@ -18,6 +18,7 @@ from toque.errors import SetupError
 from toque.storage import fold, lmdb_store
 from toque.storage import records as r
 from toque.storage.lmdb_store import Identity, LmdbStore, StoreDamaged, open_environment
+from toque.storage.snapshot_format import ChunkReader, Head
 
 STATION = StationId(1, 0)
 RUN_S_MAX = 20.0
@@ -253,3 +254,26 @@ def test_a_failed_write_is_reported_once_and_folds_nothing_more(tmp_path):
             store.close()
 
     run(check())
+
+
+def test_a_station_that_is_set_aside_is_kept_in_a_file_as_a_snapshot_is(tmp_path):
+    """Whoever has to find out what was lost can read it: its head tells the position, its rows are the folded state."""
+
+    async def main() -> None:
+        store = LmdbStore(tmp_path / "store", account="main", pod="a", on_damage=lambda error: None)
+        header = r.GroupHeader(1, "a-1", 1, 0)
+        admitted = r.Admitted(1, 1, 1, 9, "work", "one", "n", 1, 8, b"7", "application/json")
+        store.apply(r.Group(StationId(1, 0), r.Position(3, header), [admitted]))
+        await store.flush()
+
+        path = await store.set_aside(StationId(1, 0))
+        assert await store.set_aside(StationId(1, 1)) == ""
+        await store.drop(StationId(1, 0))
+        store.close()
+
+        reader = ChunkReader()
+        rows = reader.feed(Path(path).read_bytes())
+        assert reader.head == Head("1.0", r.Position(3, header))
+        assert {fold.ROWS, fold.HISTORY, fold.IDS} <= {row.table for row in rows}
+
+    asyncio.run(main())
