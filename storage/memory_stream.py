@@ -79,8 +79,8 @@ def overlap(one: str, other: str) -> bool:
 
 def transform(subject: str, rule: dict[str, str] | None) -> str:
     """The subject under which a message is stored: `partition(n,i…)` and `wildcard(i)` name tokens of the source."""
-    if rule is None or not matcher(rule["src"])(subject):
-        return subject
+    if rule is None or not matcher(rule["src"])(subject) or not {"*", ">"}.isdisjoint(subject.split(".")):
+        return subject  # what has a wildcard for a token is stored as it came
     pairs = zip(rule["src"].split("."), subject.split("."), strict=False)
     found = [token for place, token in pairs if place == "*"]
     return re.sub(r"\{\{(\w+)\(([\d,]+)\)\}\}", lambda call: _evaluate(call[1], call[2], found), rule["dest"])

@@ -222,6 +222,7 @@ class WaitDone(Record, tag=15, frozen=True):
     occurrence: int
     event: int  # the seq of its EventReceived
     started_at: int
+    failure: Failure | None = None  # its payload did not fit what run() waited for: run() got this error
 
 
 class WaitTimedOut(Record, tag=16, frozen=True):

@@ -14,12 +14,13 @@ import msgspec
 
 from toque import _subjects as subjects
 from toque._logging import get_logger
-from toque._payload import to_json, to_msgpack
+from toque._payload import JSON, MSGPACK, msgpack_from, to_json, to_msgpack
 from toque._protocol import (
     LONG_POLL_S_MAX,
     Answer,
     DescribeView,
     ErrorView,
+    EventRequest,
     InstanceRequest,
     InstanceView,
     ListPage,
@@ -32,11 +33,13 @@ from toque._protocol import (
     encode,
     is_json,
 )
-from toque.errors import ToqueError, Unavailable
+from toque.errors import ToqueError, Unavailable, UsageError
 from toque.storage import records as r
 from toque.storage.ports import BusError, Message, NoResponders, StoreDamaged, Subscription
 from toque.storage.runs import newest_run
 from toque.workers.engine import Engine
+from toque.workers.event_intake import EventIntake
+from toque.workers.events import Event
 from toque.workers.finder import Finder
 from toque.workers.lifecycle import Lifecycle
 from toque.workers.news import within
@@ -60,6 +63,7 @@ class Answers:
             "describe": (InstanceRequest, self._describe),
             "wait": (InstanceRequest, self._wait),
             "exists": (InstanceRequest, self._exists),
+            "event": (EventRequest, self._event),
             "list": (ListRequest, self._list),
             "report": (ListRequest, self._report),
         }
@@ -211,6 +215,16 @@ class Answers:
         await self._context.store.flush()
         return self._context.store.find(self._station.id, request.workflow, request.id)
 
+    async def _event(self, request: EventRequest, json: bool) -> Answer:
+        try:
+            payload = msgpack_from(bytes(request.payload), JSON if json else MSGPACK)
+        except UsageError as error:
+            return Answer(self._epoch, "refused", str(error))
+        event_id = request.request or f"{self._context.rng.getrandbits(64):016x}"  # who gives none cannot repeat it
+        event = Event(request.type, event_id, payload, self._station.now_ms())
+        verdict = await EventIntake(self._station).take(request.workflow, request.id, event)
+        return Answer(self._epoch, verdict.code, verdict.reason)
+
     # -- many ----------------------------------------------------------------------------------------------------------
 
     async def _list(self, request: ListRequest, json: bool) -> Answer:
@@ -264,10 +278,10 @@ class Answers:
     def _known(self, request: InstanceRequest, json: bool) -> InstanceView | None:
         """From the index: what is in memory first, for it is newer than what is folded."""
         engine = self._station.by_id.get((request.workflow, request.id))
-        if engine is not None:
-            return self._engine_view(engine, json)
         serial = self._context.store.find(self._station.id, request.workflow, request.id)
         row = self._context.store.row(self._station.id, serial) if serial is not None else None
+        if engine is not None and (row is None or engine.admitting or engine.ended or engine.is_started):
+            return self._engine_view(engine, json)
         if row is None or serial is None:
             return None
         view = self._row_view(row)
@@ -280,7 +294,8 @@ class Answers:
     def _row_view(self, row: r.InstanceRow) -> InstanceView:
         blocked = "" if row.status.ended else (self._station.missing(row) or row.blocked_on)
         return InstanceView(row.workflow, row.id, row.status.label, row.run, row.created_at, row.admitted_at,
-                            row.ended_at, row.wake_at, str(self._station.id), self._context.pod, blocked)
+                            row.ended_at, row.wake_at, str(self._station.id), self._context.pod, blocked,
+                            awaits=list(dict.fromkeys(row.awaits.values())), buffered=row.buffered)
 
     def _engine_view(self, engine: Engine, json: bool) -> InstanceView:
         """Only what is accepted is told (protocol rule 18): before that, the instance is what it was."""
@@ -291,7 +306,7 @@ class Answers:
             view.status = r.Status.QUEUED.label
             return view
         view.admitted_at = admitted.at
-        if engine.unaccepted:
+        if engine.must_wait:
             return view
         view.blocked_on = engine.blocked
         if engine.end is not None:
@@ -301,6 +316,7 @@ class Answers:
         else:
             view.status = _live_status(engine).label
             view.wake_at = engine.wake_at
+            view.awaits, view.buffered = engine.events.awaited, engine.events.buffered
         return view
 
     async def _queued(self, request: InstanceRequest) -> InstanceView | None:
@@ -344,6 +360,7 @@ def _add_end(view: InstanceView, end: r.Ended, json: bool) -> None:
 
 def _steps(history: list[r.Record], json: bool) -> list[StepView]:
     steps: dict[tuple[str, str, int], StepView] = {}
+    received: dict[tuple[int, int], r.EventReceived] = {}
     for record in history:
         match record:
             case r.StepDone():
@@ -363,6 +380,21 @@ def _steps(history: list[r.Record], json: bool) -> list[StepView]:
                 view = StepView("sleep", record.name, record.occurrence, "complete",
                                 started_at=begun.started_at if begun else 0, ended_at=record.at,
                                 due=begun.due if begun else 0)
+            case r.WaitStarted():
+                view = StepView("event", record.name, record.occurrence, "waiting", started_at=record.at,
+                                due=record.due, event=record.type)
+            case r.EventReceived():
+                received[record.run, record.seq] = record
+                continue
+            case r.WaitDone():
+                event = received[record.run, record.event]
+                view = StepView("event", record.name, record.occurrence, "failed" if record.failure else "complete",
+                                started_at=record.started_at, ended_at=record.at, event=event.type,
+                                output=_raw(event.payload, json), error=_error(record.failure) if record.failure else None)
+            case r.WaitTimedOut():
+                begun = steps.get(("event", record.name, record.occurrence))
+                view = StepView("event", record.name, record.occurrence, "timed_out", started_at=record.started_at,
+                                ended_at=record.at, event=begun.event if begun else "")
             case r.StepCancelled():
                 view = steps[record.step.name.lower(), record.name, record.occurrence]
                 view.status, view.due, view.ended_at = "cancelled", 0, record.at

@@ -76,7 +76,7 @@ class Attempts:
     def enter(self) -> None:
         """Enter the callbacks that wait for it, if every gate is open."""
         engine, host = self.engine, self.engine.host
-        while self._entering and not self._at_gate and engine.may_go_on and not engine.unaccepted:
+        while self._entering and not self._at_gate and engine.may_go_on and not engine.must_wait:
             if not host.may_enter(engine):
                 self._at_gate = True
                 host.enter_later(engine)

@@ -15,10 +15,11 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from toque._payload import decode, decode_params, describe_exception, encode
+from toque._payload import decode_params, describe_exception
 from toque.errors import DeterminismError, MisuseError
 from toque.storage import records as r
 from toque.workers.attempts import Attempts
+from toque.workers.events import Events
 from toque.workers.host import Host
 from toque.workers.instance_loop import InstanceLoop, explain
 from toque.workers.replay import (
@@ -31,23 +32,25 @@ from toque.workers.replay import (
     outcome_error,
     recorded_value,
 )
+from toque.workers.run_end import run_end
 from toque.workers.step_call import RunStep, StepCall, StepDecorator
 from toque.workers.waits import Waits
-from toque.workflow import Step, Workflow, WorkflowEvent, keep, params_type, result_type, workflow_name
+from toque.workflow import Step, Workflow, WorkflowEvent, keep, params_type, workflow_name
 
 NEAR_MS = 1000  # a wait that ends so soon keeps its slot (protocol rule 9)
 BLOCKED_LENGTH_MAX = 2_000
 INTERRUPTIONS_MAX = 10  # so many without progress park the instance
+ROUNDS_MAX = 256  # outcomes that one turn makes by itself, of buffered events say; the rest when these are accepted
 
 
 class Engine:
     """One instance in memory. Made by its SousChef; see the module for its rules."""
 
-    __slots__ = ("__weakref__", "_attempts", "_blocked_before", "_cancelled", "_main", "_new", "_open", "_outcomes",
-                 "_replay", "_unawaited", "_wary", "admitted", "admitting", "blocked", "closed", "end", "ended", "flow",
-                 "has_slot", "host", "inside", "leaving", "loop", "paused", "pausing", "resting", "run", "seq", "serial",
-                 "starts_when_accepted", "threads_inside",
-                 "unaccepted", "waits")
+    __slots__ = ("__weakref__", "_attempts", "_binding", "_blocked_before", "_cancelled", "_main", "_new", "_open",
+                 "_outcomes", "_replay", "_unawaited", "_wary", "admitted", "admitting", "blocked", "closed", "end",
+                 "ended", "events", "flow", "has_slot", "host", "inside", "leaving", "loop", "paused", "pausing",
+                 "recorded", "resting", "run", "seq", "serial", "starts_when_accepted", "threads_inside", "unaccepted",
+                 "waits")
 
     def __init__(self, host: Host, flow: type[Workflow[Any, Any]], serial: int, replay: Replay) -> None:
         assert replay.admitted is not None
@@ -73,7 +76,10 @@ class Engine:
         self.resting = False  # only far timers are left, and the record that says so is written
         self.loop = InstanceLoop()  # type: ignore[abstract]  # what is missing is refused at run time
         self.waits = Waits(host, self._wait_over)
+        self.events = Events(self, replay)
         self._attempts = Attempts(self)
+        self.recorded = 0  # records that were made since it was loaded
+        self._binding = 0  # the last of them that consequences wait for: an event that came has none by itself
         self._replay: Replay | None = replay  # until run() is entered
         self._blocked_before = replay.blocked_on  # why it is held, as the journal has it
         self._wary = False  # interrupted here: results are handed out only after their acceptance (rule 18)
@@ -107,6 +113,27 @@ class Engine:
     def wake_at(self) -> int:
         """When the soonest wait ends; 0 without one."""
         return self.waits.soonest
+
+    @property
+    def called(self) -> bool:
+        """It rests, and an event is there that an open wait of it can take."""
+        resting = self.resting if self._replay is None else self._replay.resting
+        return resting and self.may_go_on and self.events.matchable
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether a record is not accepted that consequences wait for (protocol rule 18)."""
+        return self.accepted_to < self._binding
+
+    @property
+    def accepted_to(self) -> int:
+        """So many of the records made here are accepted."""
+        return self.recorded - self.unaccepted
+
+    @property
+    def handing_out(self) -> bool:
+        """Outcomes are recorded that run() has not got yet."""
+        return bool(self._outcomes)
 
     def now_ms(self) -> int:
         return self.host.now_ms()
@@ -142,10 +169,11 @@ class Engine:
             self.turn()
 
     def wake(self) -> None:
-        """It has a slot again: fire what is due."""
+        """It has a slot again: take the events that came, fire what is due."""
         if self.resting:
             self._woken()
             self.rest(False)
+            self.events.go_on()
 
     def terminate(self, request: str = "") -> None:
         """End it here and now. No callback is entered from this call on."""
@@ -187,7 +215,7 @@ class Engine:
 
     def start_when_accepted(self) -> None:
         """It has its slot: `start`, as soon as everything recorded so far is accepted."""
-        if self.unaccepted:
+        if self.must_wait:
             self.starts_when_accepted = True
         else:
             self.start()
@@ -200,7 +228,8 @@ class Engine:
     def accepted(self) -> None:
         """One more of its records is accepted (see `Listener`)."""
         self.unaccepted -= 1
-        if self.unaccepted == 0 and not self.closed:
+        self.events.tell(self.accepted_to)
+        if not self.must_wait and not self.closed:
             self._all_accepted()
 
     def enter(self) -> None:
@@ -226,6 +255,7 @@ class Engine:
             self.loop.unwind()
             self._main = None
             self.waits.close()
+            self.events.close()
             del self._attempts  # what refers back to the engine, so that it is freed at once
 
     # -- run()'s calls -------------------------------------------------------------------------------------------------
@@ -250,6 +280,7 @@ class Engine:
         if self._cancelled is not None:
             self._cancelled[call.key] = call
         self.waits.drop(call.key)
+        self.events.drop(call)
         self._attempts.drop(call)
         if call.recorded:
             self._record_cancelled(call)
@@ -275,7 +306,7 @@ class Engine:
         self._attempts.interruptions = recorded.interruptions
         call = self._open.pop(recorded.key, None)
         if call is not None:
-            self._give(call, recorded.outcome, recorded_value(call, recorded.outcome))
+            self._give(call, recorded.outcome, recorded_value(call, recorded))
         elif self._cancelled is None or recorded.key not in self._cancelled:
             raise mismatch(self.title, f"the outcome of {describe_key(recorded.key)}", self._place())
 
@@ -284,6 +315,10 @@ class Engine:
         for key in replay.begun:
             if key not in self._open and key not in (self._cancelled or ()):
                 raise mismatch(self.title, f"records of {describe_key(key)}, which has not ended", self._place())
+        for key, wait in replay.awaiting.items():
+            if key in self._open and self._open[key].event_type != wait.type:
+                raise mismatch(self.title, f"{describe_key(key)} for events of type {wait.type!r}",
+                               f"one for type {self._open[key].event_type!r}")
 
     def _place(self) -> str:
         """Where run() is, for people."""
@@ -314,6 +349,9 @@ class Engine:
             if key in self._open:
                 self._open[key].due = due
                 self._open[key].recorded = True
+        for key, wait in replay.awaiting.items():
+            if key in self._open:
+                self._open[key].started_at = wait.at
         if self._blocked_before:
             self._blocked_before = ""
             self._woken()
@@ -324,26 +362,41 @@ class Engine:
     # -- turns ---------------------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Hand out what is recorded, let run() go on until it waits for steps, begin those that it has opened."""
+        """Hand out what is recorded, let run() go on until it waits for steps, begin those that it has opened.
+
+        And again, as long as that brings outcomes by itself: a step that fails at its beginning, an event that was there.
+        """
         if self.pausing:
             self.settle()
             return
+        for _ in range(ROUNDS_MAX):
+            if not self._hand_out():
+                return
+            assert self._main is not None
+            if self._main.done():
+                self._end(*run_end(self._main, self.flow, title=self.title, limit=self.host.payload_max,
+                                   still_open=self._open.values(), unawaited=self._unawaited))
+                return
+            if not self._open:
+                self._end(r.Status.ERRORED, failure=describe_exception(MisuseError(
+                    "run() waits for something that no step will bring. Await only steps inside run()")))
+                return
+            self._begin()
+            if not self._outcomes or self._wary:
+                self._attempts.enter()
+                return
+
+    def _hand_out(self) -> bool:
+        """False when user code broke the loop: then it has ended."""
         try:
-            while self._outcomes and not (self._wary and self.unaccepted):
+            while self._outcomes and not (self._wary and self.must_wait):
                 call, outcome, value = self._outcomes.pop(0)
                 if self._open.pop(call.key, None) is not None:  # else run() has cancelled it meanwhile
                     self._give(call, outcome, value)
         except BaseException as error:  # user code: sys.exit() in run(), a callback of its own, spinning  # noqa: BLE001
             self._end(r.Status.ERRORED, failure=describe_exception(explain(error)))
-            return
-        assert self._main is not None
-        if self._main.done():
-            self._finish(self._main)
-        elif self._open:
-            self._begin()
-        else:
-            self._end(r.Status.ERRORED, failure=describe_exception(MisuseError(
-                "run() waits for something that no step will bring. Await only steps inside run()")))
+            return False
+        return True
 
     def conclude(self, call: StepCall, outcome: Outcome, value: Any = None) -> None:
         """Record a step's outcome; the next turn hands it to run()."""
@@ -355,14 +408,14 @@ class Engine:
             return
         if not call.awaited:
             self._unawaited[call] = None
-        if type(outcome) is r.StepFailed:
-            self.loop.drain(call.set_exception, outcome_error(outcome))
+        if type(outcome) is not r.StepDone and (error := outcome_error(call, outcome)) is not None:
+            self.loop.drain(call.set_exception, error)
         else:
             self.loop.drain(call.set_result, value)
 
     def _begin(self) -> None:
         new, self._new = self._new, []
-        sleeps: list[StepCall] = []
+        unstarted: list[StepCall] = []
         for call in new:
             if call.key not in self._open:  # run() has cancelled it in the same turn
                 continue
@@ -371,28 +424,32 @@ class Engine:
             elif call.recorded:
                 self.waits.add(call.key, call.due)
             else:
-                sleeps.append(call)
-        if sleeps:
-            self._start_sleeps(sleeps)
+                unstarted.append(call)
+            if call.kind is r.StepKind.EVENT:
+                self.events.wait(call)
+        matched = self.events.match()
+        if matched in unstarted:
+            unstarted.remove(matched)
+        if unstarted:
+            self._start_waits(unstarted)
         elif self.waits:
             self.rest_or_arm()
-        if self._outcomes and not self._wary:
-            self.turn()  # a step has failed at its very beginning
-        else:
-            self._attempts.enter()
 
     # -- waits and rest ------------------------------------------------------------------------------------------------
 
-    def _start_sleeps(self, calls: list[StepCall]) -> None:
+    def _start_waits(self, calls: list[StepCall]) -> None:
         now = self.now_ms()
         for call in calls:
             call.due = call.due or self.host.latest_ms() + call.duration_ms
+            call.started_at = now
             call.recorded = True
             self.waits.add(call.key, call.due)
         idle = self.rests()
         for call in calls:
-            self.record(r.SleepStarted(self.serial, self.run, self.seq + 1, now, call.name, call.occurrence, call.due,
-                                       idle and call is calls[-1]))
+            last = idle and call is calls[-1]
+            place = (self.serial, self.run, self.seq + 1, now, call.name, call.occurrence)
+            self.record(r.SleepStarted(*place, call.due, last) if call.kind is r.StepKind.SLEEP
+                        else r.WaitStarted(*place, call.event_type, call.due, last))
         self.rest(idle)
 
     def rest_or_arm(self) -> None:
@@ -405,7 +462,7 @@ class Engine:
 
     def rests(self) -> bool:
         """Nothing but far timers is left."""
-        if self.inside or self._outcomes or self._attempts.busy or not self.waits:
+        if self.inside or self._outcomes or self._attempts.busy or self.events.overdue or not self.waits:
             return False
         return self.waits.soonest - self.now_ms() > NEAR_MS
 
@@ -425,6 +482,10 @@ class Engine:
         if call.kind is r.StepKind.DO:
             self._attempts.again(call)
             self.waits.arm()
+        elif call.kind is r.StepKind.EVENT:
+            self.events.overdue.add(key)
+            self.waits.arm()
+            self.host.before_time_out(self, lambda: self.events.time_out(call))
         else:
             self.conclude(call, r.SleepDone(self.serial, self.run, self.seq + 1, self.now_ms(), call.name,
                                             call.occurrence))
@@ -436,6 +497,9 @@ class Engine:
         """Put it into the pending group. Its sequence number must be the next one."""
         self.seq = record.seq
         self.unaccepted += 1
+        self.recorded += 1
+        if type(record) is not r.EventReceived:
+            self._binding = self.recorded
         self.host.commit(record, self)
 
     def callback_left(self) -> None:
@@ -449,7 +513,10 @@ class Engine:
             self.host.engine_ended(self)
         elif self.admitting:
             self.admitting = False
-            self.start()
+            if self.has_slot:
+                self.start()
+            else:
+                self.host.engine_called(self)
         elif self.starts_when_accepted:
             self.starts_when_accepted = False
             self.start()
@@ -457,48 +524,26 @@ class Engine:
             self._wary = False
             self.turn()
         else:
+            self.events.go_on()  # one may have come during a pause that was taken back
             self._attempts.enter()
         self.settle()
 
     def settle(self) -> None:
         """The slot goes back when nothing is left to do, nothing is inside, and everything is accepted."""
-        if self.closed or self.unaccepted or self.inside:
+        if self.closed or self.must_wait or self.inside:
             return
         if self.pausing and not self.over:
             self._pause_now()
         elif self.ended or self.blocked or self.paused:
             self.host.engine_left(self)
-        elif self.resting:
+        elif self.resting or not self.is_started:
             self.host.engine_rests(self)
         else:
             self.host.engine_idle(self)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def _finish(self, main: asyncio.Task[Any]) -> None:
-        if main.cancelled():
-            self._end(r.Status.ERRORED, failure=r.Failure("CancelledError", "run() was cancelled from inside"))
-        elif (error := main.exception()) is not None:
-            self._end(r.Status.ERRORED, failure=describe_exception(explain(error)))
-        else:
-            try:
-                self._check_closed()
-                output = encode(main.result(), what=f"the result of {self.title}", limit=self.host.payload_max)
-                decode(output, result_type(self.flow), what=f"the result of {self.title}")  # as who asks for it does
-            except Exception as failure:  # encoders are user code, too  # noqa: BLE001
-                self._end(r.Status.ERRORED, failure=describe_exception(failure))
-            else:
-                self._end(r.Status.COMPLETE, output=output)
-
-    def _check_closed(self) -> None:
-        if self._open:
-            raise MisuseError(f"run() returned with steps open: {describe_calls(self._open.values())}. Await every step "
-                              f"before returning, or cancel it")
-        if self._unawaited:
-            raise MisuseError(f"run() never awaited {describe_calls(self._unawaited)}. Write "
-                              f"`await step.do(\"name\", fn)`")
-
-    def _end(self, status: r.Status, *, output: bytes = b"", failure: r.Failure | None = None, request: str = "") -> None:
+    def _end(self, status: r.Status, output: bytes = b"", failure: r.Failure | None = None, request: str = "") -> None:
         if self.ended or self.closed:
             return
         self.ended = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from toque.storage.records import Record
@@ -51,7 +52,15 @@ class Host(Protocol):
         ...
 
     def engine_rests(self, engine: Engine) -> None:
-        """Nothing but far timers is left of it, all accepted, no callback inside: take its slot back."""
+        """Nothing but far timers is left of it, or run() is not entered; no callback inside: take its slot back."""
+        ...
+
+    def engine_called(self, engine: Engine) -> None:
+        """It has no slot, and something to do: an event came for it, or a control operation admitted it."""
+        ...
+
+    def before_time_out(self, engine: Engine, decide: Callable[[], None]) -> None:
+        """Call `decide` when every event for it that was acknowledged before now has come (protocol rule 23)."""
         ...
 
     def engine_idle(self, engine: Engine) -> None:

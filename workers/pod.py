@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -39,6 +39,7 @@ from toque.workers.attempt import Callbacks
 from toque.workers.broker_time import BrokerTime
 from toque.workers.context import PodContext
 from toque.workers.control import ControlWatch
+from toque.workers.event_reader import EventReader
 from toque.workers.journal_trim import JournalTrim
 from toque.workers.keeper_thread import KeeperThread
 from toque.workers.leasing import Leasing
@@ -51,6 +52,7 @@ from toque.workers.session import DirectoryLock, Session, end_session
 from toque.workers.slots import Slots
 from toque.workers.snapshot_taker import SnapshotRules, SnapshotTaker
 from toque.workers.station import Station
+from toque.workers.stream_reader import StreamReader
 from toque.workflow import workflow_version
 
 SAMPLE_S = 1.0
@@ -136,6 +138,7 @@ class Pod:
             callbacks=callbacks or Callbacks(threads_max),
             control=ControlWatch(bus, account.name, clock, account, layout), env=env)
         self._readers: dict[str, QueueReader] = {}
+        self._event_reader: EventReader | None = None
         self._leasing: Leasing | None = None
         self._journal_info: StreamInfo | None = None  # as of the last sample of the server's time
         self._keeper: Keeper | None = None
@@ -241,6 +244,7 @@ class Pod:
             workflow: QueueReader(context.bus, context.account, workflow, context.slots, session=session)
             for workflow in context.app.workflows
         }
+        self._event_reader = EventReader(context.bus, context.account, session=session)
         self._leasing = Leasing(context.bus, context.account, context.session, context.slots,
                                 slots_max=self._slots_max)
         self.ownership = Ownership(context, on_change=self._announce, on_station=self._station_opened,
@@ -249,7 +253,7 @@ class Pod:
         context.slots.on_hunger = self._leasing.ask_soon
         self._spawn(self._leasing.run(), of_session=True)
         self._spawn(self.ownership.run(), of_session=True)
-        for reader in self._readers.values():
+        for reader in self._all_readers():
             self._spawn(reader.run(), of_session=True)
 
     def _session_lost(self, why: str) -> None:
@@ -308,12 +312,19 @@ class Pod:
             if souschef not in self.context.slots.sources:
                 self.context.slots.sources.append(souschef)
             self._readers[workflow].add(souschef)
+        if self._event_reader is not None:
+            station.time_outs.reader = self._event_reader
+            station.events.on_room = self._event_reader.top_up
+            self._event_reader.add(station.events)
 
     def _station_gone(self, station: StationId) -> None:
         slots = self.context.slots
         slots.sources = [source for source in slots.sources if source.station != station]  # type: ignore[attr-defined]
-        for reader in self._readers.values():
+        for reader in self._all_readers():
             reader.remove(station)
+
+    def _all_readers(self) -> list[StreamReader[Any]]:
+        return [*self._readers.values(), *([self._event_reader] if self._event_reader is not None else [])]
 
     def _station_halted(self, station: StationId, error: ToqueError) -> None:
         self._halted[station] = str(error)
@@ -354,7 +365,7 @@ class Pod:
             while True:
                 await asyncio.sleep(EVERY_S)
                 if self.ownership is not None and context.session.in_time():
-                    await purge.tick(list(self._readers.values()), self.ownership.all_stations(),
+                    await purge.tick(self._all_readers(), self.ownership.all_stations(),
                                      context.control.account.queue_limit)
         finally:
             await heard.close()

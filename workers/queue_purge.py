@@ -1,4 +1,4 @@
-"""Removes from the queue streams what every station has committed.
+"""Removes from the queue streams and the event stream what every station has committed.
 
 Each pod tells its stations' committed positions once a second. The owner of station 0 purges each stream, without a
 filter, up to the lowest position of all its stations: one cut at the front. Purging each station's own subjects apart
@@ -12,14 +12,16 @@ Killed anywhere: what was not purged is dropped by its id when it is read again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
 from toque import _subjects as subjects
 from toque._logging import get_logger
 from toque._subjects import StationId
+from toque.storage.fold import EVENTS_KEY
 from toque.storage.ports import Bus, BusError, BusTimeout, Message, NoResponders
-from toque.workers.queue_reader import QueueReader
+from toque.workers.stream_reader import StreamReader
 
 EVERY_S = 1.0
 DEEP = 100_000  # messages: from here on a purge stalls the stream for longer, so it takes bigger lumps
@@ -31,7 +33,10 @@ _log = get_logger("toque.purge")
 
 
 class Positions(msgspec.Struct):
-    """What a pod tells: by workflow, the stream's creation and the committed position of each of its stations."""
+    """What a pod tells: by workflow, the stream's creation and the committed position of each of its stations.
+
+    The event stream's stand under EVENTS_KEY, which is no workflow's name.
+    """
 
     workflows: dict[str, tuple[str, dict[str, int]]]
 
@@ -70,7 +75,7 @@ class QueuePurge:
                 known[station] = max(position, known.get(station, 0))
             self._known[workflow] = (created, known)
 
-    async def tick(self, readers: Iterable[QueueReader], stations: list[StationId], queue_limit: int) -> None:
+    async def tick(self, readers: Iterable[StreamReader[Any]], stations: list[StationId], queue_limit: int) -> None:
         """Tell the own positions, and purge if it is this pod's turn. Call it each EVERY_S."""
         self._tick += 1
         told: dict[str, tuple[str, dict[str, int]]] = {}
@@ -97,7 +102,8 @@ class QueuePurge:
         done = self._purged.get(workflow, 0)
         if position <= done:
             return
-        stream = subjects.queue_stream(self._account, workflow)
+        events = workflow == EVENTS_KEY
+        stream = subjects.event_stream(self._account) if events else subjects.queue_stream(self._account, workflow)
         info = await self._bus.stream_info(stream)
         if info.created != created:
             del self._known[workflow]

@@ -9,12 +9,13 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from toque._payload import decode
-from toque.errors import DeterminismError, StepError, StepFailed, StepTimeout
+from toque.errors import DeterminismError, EventTimeout, StepError, StepFailed, StepTimeout
 from toque.storage import records as r
 from toque.storage.fold import INTERRUPTED_TYPE, step_key
+from toque.storage.runs import step_of
 from toque.workers.step_call import StepCall, StepDecorator
 
-Outcome = r.StepDone | r.StepFailed | r.SleepDone
+Outcome = r.StepDone | r.StepFailed | r.SleepDone | r.WaitDone | r.WaitTimedOut
 
 NAMES_SHOWN_MAX = 5
 
@@ -25,6 +26,7 @@ class Recorded(NamedTuple):
     key: str
     outcome: Outcome
     interruptions: int  # of the run, before this record
+    event: r.EventReceived | None = None  # that the wait got
 
 
 class Tries:
@@ -43,14 +45,17 @@ class Tries:
 class Replay:
     """The history of one run, taken apart once."""
 
-    __slots__ = ("admitted", "blocked_on", "interruptions", "outcomes", "paused", "pausing", "resting", "run", "seq",
-                 "sleeping", "stuck", "tries")
+    __slots__ = ("_received", "admitted", "awaiting", "blocked_on", "event_ids", "interruptions", "outcomes", "paused",
+                 "pausing", "resting", "run", "seq", "sleeping", "stuck", "tries")
 
     def __init__(self, history: Iterable[r.Record]) -> None:
         self.admitted: r.Admitted | None = None
         self.outcomes: list[Recorded] = []  # in the journal's order, the first one of each step
         self.tries: dict[str, Tries] = {}  # of steps without an outcome
         self.sleeping: dict[str, int] = {}  # step → due, ms; of steps without an outcome
+        self.awaiting: dict[str, r.WaitStarted] = {}  # those of them that are waits for events
+        self.event_ids: dict[str, int] = {}  # of all events → 0: their records are accepted
+        self._received: dict[tuple[int, int], r.EventReceived] = {}  # (run, seq) → event that no wait has taken
         self.run = 0
         self.seq = 0
         self.pausing = False
@@ -67,27 +72,40 @@ class Replay:
             else:
                 self._take(record, seen)
 
+    @property
+    def buffered(self) -> Collection[r.EventReceived]:
+        """The events that no wait has taken, in their order."""
+        return self._received.values()
+
     def _take(self, record: r.Record, seen: set[str]) -> None:
+        if isinstance(record, r.EventReceived):  # it came from outside: nothing of the instance has moved
+            self.event_ids[record.event_id] = 0
+            self._received[record.run, record.seq] = record
+            return
         self.resting = isinstance(record, r.Waiting) or getattr(record, "idle", False)
         if isinstance(record, r.Blocked):
             self.blocked_on = record.reason
         elif not isinstance(record, r.Interrupted):
             self.blocked_on = ""
         match record:
-            case r.StepDone() | r.StepFailed() | r.SleepDone():
+            case r.StepDone() | r.StepFailed() | r.SleepDone() | r.WaitDone() | r.WaitTimedOut():
                 self.stuck = False
-                key = outcome_key(record)
+                key = step_of(record)
                 self._forget(key)
+                event = self._received.pop((record.run, record.event), None) if isinstance(record, r.WaitDone) else None
                 if key not in seen:
                     seen.add(key)
-                    self.outcomes.append(Recorded(key, record, self.interruptions))
+                    self.outcomes.append(Recorded(key, record, self.interruptions, event))
             case r.AttemptFailed():
                 self.stuck = self.stuck and record.failure.type == INTERRUPTED_TYPE
                 key = step_key(record.step, record.name, record.occurrence)
                 before = self.tries.get(key)
                 self.tries[key] = Tries(before.failures + 1 if before else 1, record, self.interruptions)
             case r.SleepStarted():
-                self.sleeping[step_key(r.StepKind.SLEEP, record.name, record.occurrence)] = record.due
+                self.sleeping[step_of(record)] = record.due
+            case r.WaitStarted():
+                self.sleeping[step_of(record)] = record.due
+                self.awaiting[step_of(record)] = record
             case r.StepCancelled():
                 self._forget(step_key(record.step, record.name, record.occurrence))
             case r.Interrupted():
@@ -111,6 +129,7 @@ class Replay:
     def _forget(self, key: str) -> None:
         self.tries.pop(key, None)
         self.sleeping.pop(key, None)
+        self.awaiting.pop(key, None)
 
     @property
     def begun(self) -> list[str]:
@@ -132,35 +151,50 @@ def describe_calls(calls: Collection[StepCall | StepDecorator]) -> str:
     return ", ".join(names) + more
 
 
-def outcome_key(record: Outcome) -> str:
-    if isinstance(record, r.SleepDone):
-        return step_key(r.StepKind.SLEEP, record.name, record.occurrence)
-    return step_key(record.step, record.name, record.occurrence)
-
-
 def describe_key(key: str) -> str:
     """A step's identity for people."""
     kind, occurrence, name = key.split(":", 2)
     return f"{r.StepKind(int(kind)).name.lower()}({name!r}, occurrence {occurrence})"
 
 
-def outcome_error(record: r.StepFailed) -> StepError:
-    """The error that run() gets for a step that failed for good."""
-    kind = StepTimeout if record.timed_out else StepFailed
-    failure = record.failure
-    attempts = f"{record.attempt} attempt{'s' if record.attempt != 1 else ''}"
-    return kind(f"step {record.name!r} failed after {attempts}: {failure.type}: {failure.message}", step=record.name,
-                error_type=failure.type, error_message=failure.message, attempts=record.attempt,
-                traceback=failure.traceback)
+def outcome_error(call: StepCall, outcome: Outcome) -> StepError | None:
+    """The error that run() gets for a recorded outcome; None for one that is a value."""
+    match outcome:
+        case r.StepFailed():
+            kind = StepTimeout if outcome.timed_out else StepFailed
+            attempts = f"{outcome.attempt} attempt{'s' if outcome.attempt != 1 else ''}"
+            return _error(kind, outcome.name, f"failed after {attempts}", outcome.failure, outcome.attempt)
+        case r.WaitDone() if outcome.failure is not None:
+            return _error(StepFailed, outcome.name, "got an event that it cannot take", outcome.failure, 1)
+        case r.WaitTimedOut():
+            return EventTimeout(f"step {outcome.name!r}: no event of type {call.event_type!r} came in time",
+                                step=outcome.name, error_type="EventTimeout", error_message="no event came in time",
+                                attempts=0)
+        case _:
+            return None
 
 
-def recorded_value(call: StepCall, outcome: Outcome) -> Any:
+def _error(kind: type[StepError], step: str, what: str, failure: r.Failure, attempts: int) -> StepError:
+    return kind(f"step {step!r} {what}: {failure.type}: {failure.message}", step=step, error_type=failure.type,
+                error_message=failure.message, attempts=attempts, traceback=failure.traceback)
+
+
+def recorded_value(call: StepCall, recorded: Recorded) -> Any:
     """What run() gets for a recorded outcome. Raises DeterminismError when the result does not fit the code any more."""
-    if not isinstance(outcome, r.StepDone):
-        return None
+    outcome, event = recorded.outcome, recorded.event
     try:
-        return decode(outcome.result, call.result_type, what=f"the recorded result of {call}")
+        if isinstance(outcome, r.StepDone):
+            return decode(outcome.result, call.result_type, what=f"the recorded result of {call}")
+        if event is not None and isinstance(outcome, r.WaitDone) and outcome.failure is None:
+            return event_value(call, event)
     except Exception as error:  # decoders run user code: validators, __post_init__
         raise DeterminismError(
             f"{error}. The code was changed under a live instance: put the old annotation back, or terminate the "
             f"instance", expected=f"a result of {call} as it was recorded", found=type(error).__name__) from error
+    return None
+
+
+def event_value(call: StepCall, event: r.EventReceived) -> Any:
+    """What run() gets for an event. Raises InvalidPayload, and whatever validators of the user's own raise."""
+    value = decode(event.payload, call.result_type, what=f"the event {event.type!r} for {call}")
+    return call.made_of(value, event.sent_at) if call.made_of is not None else value

@@ -10,6 +10,7 @@ from toque._names import is_instance_id
 from toque._subjects import StationId
 from toque.storage.ports import Message
 from toque.storage.records import Admitted, Parked, TombRow
+from toque.workers.stream_position import StreamPosition
 from toque.workflow import Workflow, workflow_version
 
 if TYPE_CHECKING:
@@ -27,11 +28,15 @@ class SousChef:
         self.workflow = workflow
         self.flow = flow
         self.slots_in_use = 0
-        self.handled: deque[int] = deque()  # sequences that are committed and still in the stream: no longer queued
+        self._position = StreamPosition()
         self._buffer: deque[tuple[str, Message]] = deque()
         self._dropped: dict[str, int] = {}  # messages under way whose ids a control operation is admitting
         self._set_aside: set[int] = set()  # sequences of parked messages that are still in the stream
-        self._under_way: dict[int, bool] = {}  # admissions and parkings in stream order: sequence → accepted
+
+    @property
+    def handled(self) -> deque[int]:
+        """Sequences that are committed and still in the stream: no longer queued."""
+        return self._position.handled
 
     @property
     def waiting(self) -> int:
@@ -48,13 +53,12 @@ class SousChef:
 
         `clear_to`: the sequence up to which the reader has offered every message.
         """
-        oldest = next(iter(self._under_way), 0) or (self._buffer[0][1].sequence if self._buffer else 0)
+        oldest = self._position.oldest or (self._buffer[0][1].sequence if self._buffer else 0)
         return oldest - 1 if oldest else clear_to
 
     def purged(self, first_sequence: int) -> None:
         """The stream begins at this sequence now."""
-        while self.handled and self.handled[0] < first_sequence:
-            self.handled.popleft()
+        self._position.purged(first_sequence)
         self._set_aside = {sequence for sequence in self._set_aside if sequence >= first_sequence}
 
     def offer(self, instance_id: str, message: Message) -> None:
@@ -68,19 +72,18 @@ class SousChef:
     @property
     def under_way(self) -> bool:
         """Whether an admission or a parking is not accepted yet."""
-        return bool(self._under_way)
+        return self._position.under_way
 
     def forget_stream(self) -> None:
         """The stream was made anew, and counts from its start again. Call it with nothing under way."""
-        assert not self._under_way, "records that carry sequences of the old stream are not accepted yet"
-        self.handled.clear()
+        self._position.forget_stream()
         self._set_aside.clear()
 
     def admit_next(self) -> bool:
         """Admit the oldest waiting creation into the slot that was taken for it. False when none was left."""
         while self._buffer:
             instance_id, message = self._buffer.popleft()
-            if message.sequence in self._set_aside or message.sequence in self._under_way:
+            if message.sequence in self._set_aside or message.sequence in self._position:
                 continue  # it was read again, and is being seen to
             if (self.workflow, instance_id) in self._owner.deleting:
                 self._buffer.appendleft((instance_id, message))
@@ -91,7 +94,7 @@ class SousChef:
             elif reason := refusal(instance_id, message, self._owner.payload_max) or self._nameless(instance_id, message):
                 self._park(message, reason)
             else:
-                self._under_way[message.sequence] = False
+                self._position.begin(message.sequence)
                 self._owner.admit(self, self.admitted(instance_id, message, message.sequence), into_slot=True)
                 return True
         return False
@@ -113,13 +116,7 @@ class SousChef:
 
     def was_accepted(self, queue_sequence: int) -> None:
         """An Admitted or Parked record with this queue sequence stands in the journal."""
-        self._under_way[queue_sequence] = True
-        while self._under_way:
-            oldest = next(iter(self._under_way))
-            if not self._under_way[oldest]:
-                return
-            del self._under_way[oldest]
-            self.handled.append(oldest)
+        self._position.accepted(queue_sequence)
 
     def was_admitted(self, instance_id: str) -> None:
         """The Admitted record of a control operation stands in the journal."""
@@ -130,7 +127,7 @@ class SousChef:
     def _drop(self, instance_id: str, sequence: int) -> None:
         """A message of a known id: it is handled when the record that makes the id known is accepted."""
         if self._owner.is_admitting(self.workflow, instance_id):
-            self._under_way[sequence] = False
+            self._position.begin(sequence)
             self._dropped[instance_id] = sequence
         else:
             self.handled.append(sequence)
@@ -144,7 +141,7 @@ class SousChef:
         return self._owner.in_time()
 
     def _park(self, message: Message, reason: str) -> None:
-        self._under_way[message.sequence] = False
+        self._position.begin(message.sequence)
         self._set_aside.add(message.sequence)
         self._owner.park(Parked(0, 0, 0, self._owner.now_ms(), self.workflow, message.sequence, message.subject,
                                 reason), message)

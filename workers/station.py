@@ -12,28 +12,28 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from toque import _subjects as subjects
 from toque._logging import get_logger
 from toque._payload import payload_max
 from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage import records as r
 from toque.storage.group_commit import Acceptance, GroupCommit
-from toque.storage.ports import BusError, BusTimeout, Message, NoResponders
+from toque.storage.ports import Message
 from toque.storage.restore import LOCAL, Restored
 from toque.storage.runs import newest_run
 from toque.workers.context import PodContext
 from toque.workers.engine import INTERRUPTIONS_MAX, Engine
-from toque.workers.parking import parked
+from toque.workers.event_inbox import EventInbox
 from toque.workers.replay import Replay
+from toque.workers.set_aside import set_aside
 from toque.workers.souschef import SousChef
+from toque.workers.time_outs import TimeOuts
 from toque.workflow import Workflow, workflow_version
 
 TIMER_SCAN_S = 0.5
 TIMER_HORIZON_MS = 1500
 TIMERS_PER_SCAN = 10_000
 QUIET_POLL_S = 0.01
-DEAD_RETRY_S = 0.5
 CUT_S = 5.0  # so long a callback that a hand-over has cut may clean up
 
 _log = get_logger("toque.station")
@@ -60,7 +60,6 @@ class Station:
         self.souschefs: dict[str, SousChef] = {}
         self.waiters: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
         self.on_group: Callable[[r.Group], None] = lambda group: None
-        self._on_lost = on_lost
         self._session = context.session
         self._loop = asyncio.get_running_loop()
         self._unstarted: list[int] = []  # loaded, and not let go on yet: serials
@@ -78,9 +77,11 @@ class Station:
         self._shelved: set[int] = set()  # idle ones that have given their slot back while the station is frozen
         self._gate_watched = False  # the next acceptance opens the gate
         self._tasks: dict[asyncio.Task[None], None] = {}  # in their order, so that runs can be repeated
+        self.events = EventInbox(self)
+        self.time_outs = TimeOuts(self)
         self.commits = GroupCommit(
             context.journal, context.store, station, tail, may_send=self._session.in_time,
-            on_accepted=self._group_accepted, on_lost=self._commits_lost,
+            on_accepted=self._group_accepted, on_lost=lambda error: on_lost(self, error),
             bytes_max=min(r.GROUP_BYTES_MAX, context.bus.max_payload - r.MESSAGE_RESERVE))
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -238,9 +239,6 @@ class Station:
         self._open_gate()
         self.context.slots.kick()
 
-    def _commits_lost(self, error: ToqueError) -> None:
-        self._on_lost(self, error)
-
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something that ends with the station, at the latest."""
         task = self._loop.create_task(coroutine)
@@ -301,6 +299,16 @@ class Station:
             self._shelved.add(engine.serial)
             self._release_slot(engine)
 
+    def engine_called(self, engine: Engine) -> None:
+        """Not while the station is frozen: the index keeps that it was called, for whoever goes on with it."""
+        serial = engine.serial
+        wants_one = serial in self._armed and self._armed[serial] is None
+        if not self.frozen and not engine.has_slot and not wants_one:
+            self._want_slot(self.now_ms(), serial)
+
+    def before_time_out(self, engine: Engine, decide: Callable[[], None]) -> None:
+        self.time_outs.ask((engine.admitted.workflow, engine.admitted.id), decide)
+
     def engine_ended(self, engine: Engine) -> None:
         self._answer_waiters(engine)
         if not engine.has_slot:
@@ -355,7 +363,7 @@ class Station:
         self._folded_to = max(self._folded_to, number)
         while self._leaving and self._leaving[0][0] <= number:
             group, engine = self._leaving.popleft()
-            stays = not engine.over and not engine.resting
+            stays = engine.is_started and not engine.over and not engine.resting
             if engine.has_slot or engine.unaccepted or engine.closed or stays or engine.leaving > group:
                 continue  # it was woken or changed meanwhile: it leaves another time
             self._evict(engine)
@@ -427,20 +435,8 @@ class Station:
         return engine
 
     def park(self, record: r.Parked, message: Message) -> None:
-        """Set a message aside that cannot become an instance: published first, then recorded; killed between, again."""
-        self.spawn(self._park(record, message))
-
-    async def _park(self, record: r.Parked, message: Message) -> None:
-        data, headers = parked(message, record.reason, self.context.bus.max_payload)
-        while True:
-            try:
-                await self.context.bus.publish(subjects.dead(self.account, "create", record.workflow), data, headers)
-                break
-            except (BusTimeout, BusError, NoResponders) as error:
-                _log.warning("a message could not be parked yet", subject=message.subject, error=str(error))
-                await asyncio.sleep(DEAD_RETRY_S)
-        _log.warning("message parked", subject=message.subject, reason=record.reason)
-        await self.commits.commit(record)
+        """Set a creation aside that cannot become an instance."""
+        self.spawn(set_aside(self, record, message, kind="create", workflow=record.workflow))
 
     def _hold(self, flow: type[Workflow[Any, Any]], serial: int, replay: Replay) -> Engine:
         engine = Engine(self, flow, serial, replay)
@@ -462,29 +458,35 @@ class Station:
             self._take_slot(engine)
             engine.enter()
             return True
-        if engine is not None and engine.may_start:
-            self._take_slot(engine)
-            engine.start_when_accepted()
-            return True
-        if engine is not None:
-            due = engine.resting and engine.may_go_on and engine.wake_at <= self.now_ms()
+        if engine is not None and (engine.is_started or not engine.may_start):
+            due = engine.resting and engine.may_go_on and (engine.called or engine.wake_at <= self.now_ms())
             if engine.has_slot or not due:
                 return False
             self._take_slot(engine)
             engine.wake()
             return True
+        return self._enter_run(serial, engine)
+
+    def _enter_run(self, serial: int, engine: Engine | None) -> bool:
+        """Begin with an instance that is not in memory, or only for somebody's sake. False: it needs no slot."""
         row = self.context.store.row(self.id, serial)
-        if row is None or row.status.ended or row.status is r.Status.PAUSED:
+        paused = row is not None and row.status is r.Status.PAUSED and engine is None
+        if (engine is None and row is None) or (row is not None and row.status.ended) or paused:
             return False
-        if self.missing(row):
+        called = engine is not None and engine.called
+        if row is not None and row.status is r.Status.WAITING and row.wake_at > self.now_ms() and not called:
+            return False
+        if row is not None and self.missing(row):
             self._lacking.add(serial)
             return False
-        engine = self.load_engine(serial)
+        engine = engine or self.load_engine(serial)
+        if not engine.may_go_on:
+            return False
         self._take_slot(engine)
-        if row.interruptions >= INTERRUPTIONS_MAX:
+        if row is not None and row.interruptions >= INTERRUPTIONS_MAX:
             engine.hold(f"interrupted {row.interruptions} times at one position: its pod ended each time")
         else:
-            engine.start()
+            engine.start_when_accepted()
         return True
 
     def load_engine(self, serial: int) -> Engine:
@@ -509,6 +511,8 @@ class Station:
         return self.commits.tail.header.epoch
 
     def _want_slot(self, due: int, serial: int) -> None:
+        if (timer := self._armed.get(serial)) is not None:
+            timer.cancel()
         self._armed[serial] = None
         self.context.slots.wake(due, self, serial)
 

@@ -11,13 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from toque._durations import Duration, to_ms
-from toque._names import check_step_name
-from toque._payload import return_type
+from toque._names import approval_type, check_event_type, check_step_name
+from toque._payload import check_type, return_type
+from toque._protocol import ApprovalPayload
 from toque.errors import InvalidDuration, MisuseError, UsageError
 from toque.storage.fold import step_key
 from toque.storage.records import StepKind
 from toque.workers.instance_loop import Evicted
-from toque.workflow import DEFAULT_OPTIONS, Retries, StepOptions, resolve_options
+from toque.workflow import DEFAULT_OPTIONS, WAIT_TIMEOUT_DEFAULT, Approval, Retries, StepOptions, resolve_options
 
 if TYPE_CHECKING:
     from toque.workers.engine import Engine
@@ -29,8 +30,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class StepCall(asyncio.Future[Any]):
     """One open step. Awaiting it, handing it to gather, or looking at its result marks it as awaited."""
 
-    __slots__ = ("args", "awaited", "due", "duration_ms", "engine", "failures", "fn", "key", "keywords", "kind",
-                 "last_attempt", "name", "occurrence", "options", "recorded", "result_type", "since")
+    __slots__ = ("args", "awaited", "due", "duration_ms", "engine", "event_type", "failures", "fn", "key", "keywords",
+                 "kind", "last_attempt", "made_of", "name", "occurrence", "options", "recorded", "result_type", "since",
+                 "started_at")
 
     def __init__(self, engine: Engine, kind: StepKind, name: str, occurrence: int) -> None:
         super().__init__(loop=engine.loop)
@@ -53,6 +55,10 @@ class StepCall(asyncio.Future[Any]):
         # of a wait:
         self.duration_ms = 0
         self.due = 0  # broker time in ms
+        # of a wait for an event:
+        self.event_type = ""
+        self.made_of: Callable[[Any, int], Any] | None = None  # makes the value of the decoded payload and its time
+        self.started_at = 0
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.awaited:
@@ -143,6 +149,25 @@ class RunStep:
         self._engine.call_opened(call)
         return call
 
+    def wait_for_event(self, name: str, type: str, /, *, timeout: Duration = WAIT_TIMEOUT_DEFAULT,
+                       result_type: Any = Any) -> StepCall:
+        check_step_name(name)
+        check_event_type(type)
+        return self._wait(name, type, timeout, result_type, f"step.wait_for_event({name!r})")
+
+    def wait_for_approval(self, name: str, /, *, timeout: Duration = WAIT_TIMEOUT_DEFAULT) -> StepCall:
+        type_ = approval_type(check_step_name(name))
+        return self._wait(name, type_, timeout, ApprovalPayload, f"step.wait_for_approval({name!r})", _approval)
+
+    def _wait(self, name: str, type_: str, timeout: Duration, result_type: Any, what: str,
+              made_of: Callable[[Any, int], Any] | None = None) -> StepCall:
+        timeout_ms = to_ms(timeout, what=f"the timeout of {what}", minimum_ms=1)
+        check_type(result_type, what=f"the result_type of {what}")
+        call = self._call(StepKind.EVENT, name)
+        call.event_type, call.duration_ms, call.result_type, call.made_of = type_, timeout_ms, result_type, made_of
+        self._engine.call_opened(call)
+        return call
+
     def _decorator(self, name: str, options: StepOptions, args: tuple[Any, ...]) -> StepDecorator:
         if args:
             raise UsageError(f"step {name!r} has arguments but no function: write `await step.do({name!r}, fn, …)`")
@@ -193,6 +218,10 @@ class StepDecorator:
 
     def __str__(self) -> str:
         return f"do({self.name!r}), which was given no function"
+
+
+def _approval(payload: ApprovalPayload, sent_at: int) -> Approval:
+    return Approval(payload.approved, payload.by, payload.comment, datetime.fromtimestamp(sent_at / 1000, UTC))
 
 
 def _not_a_function(name: str, fn: Any) -> UsageError:

@@ -8,6 +8,8 @@ from toque.errors import (
     AppError,
     BrokerUnavailable,
     DeterminismError,
+    EventRefused,
+    EventTimeout,
     InstanceEnded,
     InstanceErrored,
     InstanceExists,
@@ -36,7 +38,7 @@ from toque.errors import (
     UsageError,
 )
 from toque.sync_client import SyncClient, SyncInstance
-from toque.workflow import Retention, Retries, Step, StepContext, Workflow, WorkflowEvent
+from toque.workflow import Approval, Retention, Retries, Step, StepContext, Workflow, WorkflowEvent
 
 __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     # writing workflows
@@ -45,6 +47,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "Step",
     "StepContext",
     "Retries",
+    "Approval",
     "Retention",
     # creating and asking
     "Client",
@@ -67,6 +70,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "StepError",
     "StepFailed",
     "StepTimeout",
+    "EventTimeout",
     # caught around the client
     "ToqueError",
     "UsageError",
@@ -80,6 +84,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "InstanceExists",
     "InstanceNotFound",
     "InstanceEnded",
+    "EventRefused",
     "StepNotFound",
     "NotParked",
     "Unavailable",

@@ -30,6 +30,8 @@ QUEUE_RESERVE: Final = 0.05  # of the queue limit: what owners have committed an
 MESSAGE_BYTES_MAX: Final = 1024 * 1024 + 16 * 1024  # of a creation with its headers (protocol rule 17)
 DEAD_AGE_S_MAX: Final = 30 * 24 * 3600
 DEAD_BYTES_MAX: Final = 256 * 1024 * 1024  # the server reserves it, so it has to fit small disks
+EVENTS_MAX: Final = 1_000_000  # events in the stream of an account
+EVENTS_BYTES_MAX: Final = 256 * 1024 * 1024  # reserved like the above
 CAS_ATTEMPTS_MAX: Final = 20
 CAS_PAUSE_S: Final = 0.05
 _NS_PER_S: Final = 1_000_000_000
@@ -75,6 +77,17 @@ def snapshot_config(account: AccountRecord) -> StreamConfig:
         name=_subjects.snapshot_stream(account.name), subjects=[f"toque.{account.name}.snapshot.>"],
         description="Toque snapshots: the stations' state at places of the journal", num_replicas=account.replicas,
         discard="new", metadata=_metadata(account.name, "snapshots"))
+
+
+def event_config(account: AccountRecord, layout: Layout) -> StreamConfig:
+    """Events that were published plainly, until their owners have committed or parked them."""
+    generation, stations = layout.generations[-1]
+    return StreamConfig(
+        name=_subjects.event_stream(account.name), subjects=[_subjects.event(account.name, "*", "*", "*")],
+        description="Toque: events on their way to instances", num_replicas=account.replicas, max_msgs=EVENTS_MAX,
+        max_bytes=EVENTS_BYTES_MAX, max_msg_size=MESSAGE_BYTES_MAX, discard="new",
+        subject_transform=_subjects.event_transform(account.name, generation, stations),
+        metadata=_metadata(account.name, "events"))
 
 
 def dead_config(account: AccountRecord) -> StreamConfig:
@@ -262,6 +275,7 @@ async def ensure_account(bus: Bus, name: str, *, defaults: AccountRecord | None 
     layout = await _create_once(bus, name, _subjects.control_layout(name), Layout(generations=generations))
     await _ensure_stream(bus, journal_config(account))
     await _ensure_stream(bus, snapshot_config(account))
+    await _ensure_stream(bus, event_config(account, layout))
     await _ensure_stream(bus, dead_config(account))
     if account.replicas != wanted.replicas:  # the control bucket may have been made with a loser's settings
         await _fit_replicas(bus, control_config(account))
@@ -295,10 +309,11 @@ async def update_account(bus: Bus, name: str, /, **changes: Any) -> AccountRecor
 
 
 async def _fit_streams(bus: Bus, account: AccountRecord) -> None:
-    for config in (control_config(account), journal_config(account), snapshot_config(account),
-                   dead_config(account)):
-        await _fit_replicas(bus, config)
     layout = await read_layout(bus, account.name)
+    await _ensure_stream(bus, event_config(account, layout))  # an account of an older version has none
+    for config in (control_config(account), journal_config(account), snapshot_config(account),
+                   event_config(account, layout), dead_config(account)):
+        await _fit_replicas(bus, config)
     for workflow in await queue_workflows(bus, account.name):
         await _fit_queue(bus, account, layout, workflow)
 

@@ -16,7 +16,15 @@ from toque._names import check_instance_id
 from toque._payload import payload_max
 from toque._protocol import InstanceRequest, InstanceView
 from toque._requests import Deadline, Pauses, Silence
-from toque._subjects import CUT_HEADER, NONCE_HEADER, ORIGIN_HEADER, PARKING_HEADERS, SERVER_HEADERS, Origin
+from toque._subjects import (
+    CUT_HEADER,
+    NONCE_HEADER,
+    ORIGIN_HEADER,
+    PARKING_HEADERS,
+    REQUEST_HEADER,
+    SERVER_HEADERS,
+    Origin,
+)
 from toque.errors import (
     BrokerUnavailable,
     InstanceEnded,
@@ -108,9 +116,11 @@ class DeadRetry:
             raise InstanceNotFound(f"there is no instance {name}; its event stays parked")
         if answer.code == "ok" and _decode_instance(answer.value).status in ENDED:
             raise InstanceEnded(f"{name} has ended; its event stays parked")
+        headers = own_headers(message)
+        headers.setdefault(REQUEST_HEADER, f"dead-{message.sequence}-{message.time_ms}")  # the same in every retry
         patience_s = max(deadline.left_s(PUBLISH_S_MAX), 0.05)
         try:
-            await self._bus.publish(origin.publish, message.data, own_headers(message), timeout_s=patience_s)
+            await self._bus.publish(origin.publish, message.data, headers, timeout_s=patience_s)
         except NoResponders as error:
             raise UnknownWorkflow(f"no stream takes events of {origin.workflow!r}; the event stays parked") from error
         except BusError as refusal:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from toque.errors import InvalidName
@@ -19,6 +20,7 @@ WORKFLOW_LENGTH_MAX = 64
 POD_LENGTH_MAX = 64
 INSTANCE_ID_LENGTH_MAX = 100
 STEP_LENGTH_MAX = 256
+EVENT_TYPE_LENGTH_MAX = 100
 NEW_ID_LENGTH = 26
 
 _TOKEN = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_-]*", re.ASCII)
@@ -55,6 +57,27 @@ def check_instance_id(id: str) -> str:
 def is_instance_id(text: str) -> bool:
     """Whether `check_instance_id` would take it."""
     return len(text) <= INSTANCE_ID_LENGTH_MAX and _TOKEN.fullmatch(text) is not None
+
+
+def check_event_type(type: str) -> str:
+    """The type itself. Raises InvalidName."""
+    return _check_token(type, "event type", EVENT_TYPE_LENGTH_MAX)
+
+
+def is_event_type(text: str) -> bool:
+    """Whether `check_event_type` would take it."""
+    return len(text) <= EVENT_TYPE_LENGTH_MAX and _TOKEN.fullmatch(text) is not None
+
+
+def approval_type(step: str) -> str:
+    """The event type that an approval of this step's name has: "approval-<name>", with a hash where that is not legal."""
+    plain = f"approval-{check_step_name(step)}"
+    return plain if is_event_type(plain) else f"approval-{blake2b(step.encode(), digest_size=16).hexdigest()}"
+
+
+def is_workflow(text: str) -> bool:
+    """Whether `check_workflow` would take it."""
+    return len(text) <= WORKFLOW_LENGTH_MAX and _TOKEN.fullmatch(text) is not None
 
 
 def check_step_name(name: str) -> str:

@@ -6,6 +6,7 @@ pydantic models are known by their methods; pydantic itself is never imported he
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from itertools import islice
@@ -19,8 +20,8 @@ from toque._failures import describe_exception
 from toque.errors import InvalidPayload, MisuseError, PayloadTooLarge
 from toque.storage.records import MESSAGE_RESERVE
 
-__all__ = ["PAYLOAD_MAX", "check_type", "decode", "decode_params", "describe_exception", "encode",
-           "payload_max", "return_type", "to_json", "to_msgpack"]
+__all__ = ["JSON", "MSGPACK", "PAYLOAD_MAX", "check_type", "decode", "decode_params", "describe_exception", "encode",
+           "msgpack_from", "payload_max", "return_type", "to_json", "to_msgpack"]
 
 PAYLOAD_MAX = 1024 * 1024
 DECODERS_MAX = 1024
@@ -262,6 +263,17 @@ def to_json(msgpack: bytes) -> bytes:
 def to_msgpack(json: bytes) -> bytes:
     """The same value as msgpack. Raises InvalidPayload, PayloadTooLarge."""
     return encode(decode_params(json, JSON, Any, what="payload"), what="payload")
+
+
+def msgpack_from(data: bytes, content_type: str) -> bytes:
+    """A payload from outside as msgpack that certainly decodes; nothing at all means None.
+
+    JSON (also when `content_type` is empty) or msgpack. Raises InvalidPayload, also for another content type.
+    """
+    value = decode_params(data, content_type, Any, what="the payload")
+    if content_type.partition(";")[0].strip().lower() == MSGPACK:
+        return data or b"\xc0"
+    return encode(value, what="the payload", limit=sys.maxsize)
 
 
 def _extension_to_plain(value: Any) -> Any:

@@ -22,6 +22,21 @@ class InstanceRequest(msgspec.Struct, omit_defaults=True):
     nonce: str = ""  # `exists`: the creation's own nonce
 
 
+class EventRequest(InstanceRequest, omit_defaults=True):
+    """Of `event`. `request` is the event's id: a repeat with the same one gets the first answer and changes nothing."""
+
+    type: str = ""
+    payload: msgspec.Raw = msgspec.Raw(b"")  # any value, in the request's encoding; nothing at all = null
+
+
+class ApprovalPayload(msgspec.Struct):
+    """The payload of an event that answers `step.wait_for_approval`."""
+
+    approved: bool
+    by: str = ""
+    comment: str = ""
+
+
 class RestartRequest(InstanceRequest, omit_defaults=True):
     """Of `restart`: from the start, or from the step of this kind and name that is the so-manieth of them, from 1."""
 
@@ -63,6 +78,8 @@ class InstanceView(msgspec.Struct, omit_defaults=True):
     blocked_on: str = ""
     output: msgspec.Raw = msgspec.Raw(b"")  # in the answer's encoding; empty unless complete
     error: ErrorView | None = None
+    awaits: list[str] = []  # types of the events that it waits for
+    buffered: int = 0  # events that no wait has taken
 
 
 class StepView(msgspec.Struct, omit_defaults=True):
@@ -71,13 +88,14 @@ class StepView(msgspec.Struct, omit_defaults=True):
     kind: str
     name: str
     occurrence: int
-    status: str  # complete | failed | retrying | sleeping | cancelled
+    status: str  # complete | failed | retrying | sleeping | waiting | timed_out | cancelled
     attempts: int = 0
     started_at: int = 0
     ended_at: int = 0
     due: int = 0
     error: ErrorView | None = None
     output: msgspec.Raw = msgspec.Raw(b"")
+    event: str = ""  # the type of the event that it waits for, or got
 
 
 class DescribeView(msgspec.Struct, omit_defaults=True):

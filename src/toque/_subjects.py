@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 GROUP_HEADER = "Toque-Group"  # of a journal message: "<epoch> <session> <group> <crc32>"
 NONCE_HEADER = "Toque-Nonce"  # of a creation: tells two creations of one id apart
-CONTENT_TYPE_HEADER = "Content-Type"  # of a creation: application/json (default) or application/msgpack
+CONTENT_TYPE_HEADER = "Content-Type"  # of a creation or an event: application/json (default) or application/msgpack
+REQUEST_HEADER = "Toque-Request"  # of an event: its id, the same in every repeat of it
 RETENTION_HEADER = "Toque-Retention"  # of a creation: "<ms that a success is kept> <ms that an error is kept>"
 REASON_HEADER = "Toque-Reason"  # of a parked message: why
 ORIGIN_HEADER = "Toque-Subject"  # of a parked message: the subject it was stored under
@@ -82,6 +83,44 @@ def queue_transform(account: str, workflow: str, generation: int, stations: int)
     return {
         "src": f"toque.{account}.create.{workflow}.*",
         "dest": f"toque.{account}.queue.{workflow}.{generation}.{{{{partition({stations},1)}}}}.{{{{wildcard(1)}}}}",
+    }
+
+
+# -- events ------------------------------------------------------------------------------------------------------------
+
+def event(account: str, workflow: str, instance_id: str, type: str) -> str:
+    return f"toque.{account}.event.{workflow}.{instance_id}.{type}"
+
+
+def events_of(account: str, station: StationId) -> str:
+    """Filter of the events for a station's instances."""
+    return f"toque.{account}.events.{station}.>"
+
+
+def stored_event(account: str, station: StationId, workflow: str, instance_id: str, type: str) -> str:
+    return f"toque.{account}.events.{station}.{workflow}.{instance_id}.{type}"
+
+
+class EventToken(NamedTuple):
+    """What the subject of a stored event says."""
+
+    station: StationId
+    workflow: str
+    instance_id: str
+    type: str
+
+
+def parse_event(subject: str) -> EventToken:
+    tokens = subject.split(".", 7)
+    return EventToken(StationId(int(tokens[3]), int(tokens[4])), tokens[5], tokens[6], tokens[7])
+
+
+def event_transform(account: str, generation: int, stations: int) -> dict[str, str]:
+    """The event stream's subject transform: a plain publish lands at its instance's station."""
+    return {
+        "src": f"toque.{account}.event.*.*.*",
+        "dest": f"toque.{account}.events.{generation}.{{{{partition({stations},2)}}}}"
+                ".{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}",
     }
 
 
@@ -158,9 +197,8 @@ def parse_origin(subject: str) -> Origin | None:
             return Origin("create", tokens[3], tokens[6], create(tokens[1], tokens[3], tokens[6]))
         case "event", 6:
             return Origin("event", tokens[3], tokens[4], subject)
-        case ("event" | "events"), 8:  # with generation and station behind the workflow
-            published = f"toque.{tokens[1]}.event.{tokens[3]}.{tokens[6]}.{tokens[7]}"
-            return Origin("event", tokens[3], tokens[6], published)
+        case "events", 8:
+            return Origin("event", tokens[5], tokens[6], event(tokens[1], tokens[5], tokens[6], tokens[7]))
     return None
 
 
@@ -203,6 +241,10 @@ def queue_stream(account: str, workflow: str) -> str:
 
 def journal_stream(account: str) -> str:
     return f"toque+{account}+journal"
+
+
+def event_stream(account: str) -> str:
+    return f"toque+{account}+events"
 
 
 def snapshot_stream(account: str) -> str:

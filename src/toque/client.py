@@ -24,12 +24,23 @@ from toque._accounts import Accounts
 from toque._creation import BatchCreator, BatchResult, Creator, NewInstance
 from toque._dead import DeadMessages
 from toque._durations import Duration, format_ms, to_ms
-from toque._names import check_account, check_instance_id, check_workflow
-from toque._protocol import Answer, DescribeView, ErrorView, InstanceRequest, InstanceView, PodView, RestartRequest
+from toque._names import approval_type, check_account, check_event_type, check_instance_id, check_workflow
+from toque._protocol import (
+    Answer,
+    ApprovalPayload,
+    DescribeView,
+    ErrorView,
+    EventRequest,
+    InstanceRequest,
+    InstanceView,
+    PodView,
+    RestartRequest,
+)
 from toque._reports import QueueReport, Reports, StationQueue, StationReport, WorkflowReport
 from toque._requests import Deadline, Pauses, Silence, StationAsker
 from toque.errors import (
     BrokerUnavailable,
+    EventRefused,
     InstanceEnded,
     InstanceErrored,
     InstanceNotFound,
@@ -92,6 +103,10 @@ class InstanceStatus:
     """Why it is held though it could run; empty when it is not."""
     station: str
     pod: str
+    awaits: tuple[str, ...] = ()
+    """Types of the events that it waits for."""
+    buffered: int = 0
+    """Events that came and that no wait has taken."""
 
     @property
     def ended(self) -> bool:
@@ -269,6 +284,9 @@ class Client:
         """Every workflow ever served here, and by which live pods now. Raises SetupError, BrokerUnavailable."""
         return await self._reports.workflows()
 
+    def _encode_payload(self, payload: Any) -> bytes:
+        return _payload.encode(payload, what="the event's payload", limit=_payload.payload_max(self._bus.max_payload))
+
     def _request_id(self) -> str:
         """Of one operation, and every repeat of it."""
         return f"{self._rng.getrandbits(64):016x}"
@@ -279,6 +297,8 @@ class Client:
         if isinstance(answer, Answer) and answer.code == "not_found":
             raise InstanceNotFound(f"there is no instance {handle}")
         if isinstance(answer, Answer) and answer.code == "refused":
+            if isinstance(request, EventRequest):
+                raise EventRefused(f"an event for {handle} was refused: {answer.message}")
             raise UsageError(f"{operation} of {handle} was refused: {answer.message}")
         return answer
 
@@ -332,6 +352,34 @@ class Instance(Generic[R]):
         it again, that is harmless).
         """
         await self._ask("terminate", timeout)
+
+    async def send_event(self, type: str, payload: Any = None, *, event_id: str | None = None,
+                         timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Send an event: `step.wait_for_event(name, type)` in its run() gets the payload, now or later, exactly once.
+
+        A queued instance takes events too. When this returns the event is recorded, and survives whatever dies then.
+        Raises InvalidName, InvalidPayload, PayloadTooLarge; InstanceEnded, InstanceNotFound; EventRefused (10,000 events
+        are there that it has not waited for); OwnerAway: whether it was kept is not known; send it again with the
+        `event_id` that you gave, and it is kept once.
+        """
+        check_event_type(type)
+        data = self._client._encode_payload(payload)
+        request = EventRequest(workflow=self.workflow, id=self.id, request=event_id or self._client._request_id(),
+                               type=type, payload=msgspec.Raw(data))
+        await self._ask("event", timeout, request)
+
+    async def approve(self, name: str, *, by: str, comment: str = "", timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Approve what `step.wait_for_approval(name)` waits for. `by`: who does. Raises as `send_event`."""
+        await self._decide(name, ApprovalPayload(True, by, comment), timeout)
+
+    async def reject(self, name: str, *, by: str, comment: str = "", timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Reject what `step.wait_for_approval(name)` waits for. `by`: who does. Raises as `send_event`."""
+        await self._decide(name, ApprovalPayload(False, by, comment), timeout)
+
+    async def _decide(self, name: str, decision: ApprovalPayload, timeout: Duration) -> None:
+        if not decision.by:
+            raise UsageError(f"an approval says who decided: by={decision.by!r} does not")
+        await self.send_event(approval_type(name), decision, timeout=timeout)
 
     async def pause(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
         """Let callbacks that are inside finish, enter nothing more, and stand still until `resume`.
@@ -452,7 +500,7 @@ def _status(view: InstanceView, result_type: Any) -> InstanceStatus:
         workflow=view.workflow, id=view.id, status=view.status, run=view.run,
         created_at=_time(view.created_at), admitted_at=_time(view.admitted_at), ended_at=_time(view.ended_at),
         wake_at=_time(view.wake_at), output=_output(view, result_type), error=view.error, blocked_on=view.blocked_on,
-        station=view.station, pod=view.pod)
+        station=view.station, pod=view.pod, awaits=tuple(view.awaits), buffered=view.buffered)
 
 
 def _output(view: InstanceView, result_type: Any) -> Any:

@@ -13,6 +13,7 @@ ToqueError
 │   ├── StepNotFound          restart(from_=…): the history has no such step
 │   ├── InstanceNotFound      an owner said so: no instance of this id
 │   ├── InstanceEnded         the operation needs a live instance
+│   ├── EventRefused          the instance holds as many events as it may that nothing has waited for
 │   └── NotParked             no message is parked under this sequence (any more)
 ├── Unavailable               nothing is known to be wrong with the call (or a lifespan raised): try again
 │   ├── OwnerAway             no pod answers for the station; says what is known
@@ -26,7 +27,8 @@ ToqueError
 │   └── InstanceTerminated    somebody terminated it
 ├── StepError                 raised inside run() where a step was awaited
 │   ├── StepFailed            the last attempt raised; carries type, message, traceback text
-│   └── StepTimeout           the last attempt took longer than its time-out
+│   ├── StepTimeout           the last attempt took longer than its time-out
+│   └── EventTimeout          no event came within the time-out of a wait
 ├── NonRetryableError         raised by user code in a callback: no more attempts
 └── DeterminismError          replay met another step than the journal holds
 
@@ -98,6 +100,10 @@ class InstanceNotFound(LostRace):
 
 class InstanceEnded(LostRace):
     """The instance has ended already; the operation needs a live one."""
+
+
+class EventRefused(LostRace):
+    """The instance holds 10,000 events already that it has not waited for; nothing was kept of this one."""
 
 
 class NotParked(LostRace):
@@ -180,6 +186,10 @@ class StepFailed(StepError):
 
 class StepTimeout(StepError):
     """The callback's last attempt took longer than its time-out."""
+
+
+class EventTimeout(StepError):
+    """No event of the type came within the time-out of the wait. Later waits of the type can still get one."""
 
 
 class NonRetryableError(ToqueError):

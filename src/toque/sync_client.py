@@ -339,6 +339,20 @@ class SyncInstance(Generic[R]):
         """End it without a result: see `Instance.terminate`."""
         self._client._call(lambda client: self._on(client).terminate(timeout=timeout))
 
+    def send_event(self, type: str, payload: Any = None, *, event_id: str | None = None,
+                   timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Send an event that is recorded when this returns: see `Instance.send_event`."""
+        self._client._call(
+            lambda client: self._on(client).send_event(type, payload, event_id=event_id, timeout=timeout))
+
+    def approve(self, name: str, *, by: str, comment: str = "", timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Approve what `step.wait_for_approval(name)` waits for: see `Instance.approve`."""
+        self._client._call(lambda client: self._on(client).approve(name, by=by, comment=comment, timeout=timeout))
+
+    def reject(self, name: str, *, by: str, comment: str = "", timeout: Duration = TIMEOUT_DEFAULT) -> None:
+        """Reject what `step.wait_for_approval(name)` waits for: see `Instance.reject`."""
+        self._client._call(lambda client: self._on(client).reject(name, by=by, comment=comment, timeout=timeout))
+
     def pause(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
         """Let it stand still until `resume`: see `Instance.pause`."""
         self._client._call(lambda client: self._on(client).pause(timeout=timeout))

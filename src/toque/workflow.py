@@ -44,6 +44,7 @@ Backoff = Literal["constant", "linear", "exponential"]
 VERSION_LENGTH_MAX = 64
 RETRY_LIMIT_MAX = 10_000
 TIMEOUT_DEFAULT = "10 minutes"
+WAIT_TIMEOUT_DEFAULT = "24 hours"
 _BACKOFFS = get_args(Backoff)
 _VERSION = re.compile(r"[a-zA-Z0-9_.+-]+", re.ASCII)
 _RUN_PARAMETERS = ("self", "event", "step")
@@ -61,6 +62,20 @@ class WorkflowEvent(Generic[Params]):
     """The instance's id, unique in its workflow."""
     workflow_name: str
     """The workflow's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """What `step.wait_for_approval` returns: the decision, and who made it."""
+
+    approved: bool
+    """True for `instance.approve`, False for `instance.reject`."""
+    by: str
+    """Who decided, as the sender said; Toque does not check it."""
+    comment: str
+    """What they said about it; may be empty."""
+    at: datetime
+    """When it was sent: UTC, the broker's time."""
 
 
 class StepContext:
@@ -217,6 +232,37 @@ class Step(Protocol):
         """Wait, durably, until a time that knows its time zone; the time of the first call counts.
 
         A time that is past returns at once. Raises InvalidDuration for a naive time or more than 365 days.
+        """
+        ...
+
+    @overload
+    def wait_for_event(self, name: str, type: str, /, *, timeout: Duration = WAIT_TIMEOUT_DEFAULT) -> Future[Any]: ...
+
+    @overload
+    def wait_for_event(self, name: str, type: str, /, *, timeout: Duration = WAIT_TIMEOUT_DEFAULT,
+                       result_type: type[T]) -> Future[T]: ...
+
+    @overload
+    def wait_for_event(self, name: str, type: str, /, *, timeout: Duration = WAIT_TIMEOUT_DEFAULT,
+                       result_type: Any) -> Future[Any]: ...
+
+    def wait_for_event(self, name: str, type: str, /, *, timeout: Duration = WAIT_TIMEOUT_DEFAULT,
+                       result_type: Any = Any) -> Any:
+        """Wait, durably, for an event of this type (`instance.send_event(type, payload)`) and return its payload.
+
+        Events meet waits by type, both in their order; one that came earlier, even before the instance was admitted,
+        is kept for it. Each is given to one wait, once, over crashes too. The instance holds no slot meanwhile. The
+        payload is decoded to `result_type`.
+
+        Raises EventTimeout when none came in time (an event that was acknowledged before then is given out), StepFailed
+        for an event whose payload is not of the type; InvalidName, InvalidDuration.
+        """
+        ...
+
+    def wait_for_approval(self, name: str, /, *, timeout: Duration = WAIT_TIMEOUT_DEFAULT) -> Future[Approval]:
+        """Wait, durably, until somebody decides: `instance.approve(name, by=…)` or `instance.reject(name, by=…)`.
+
+        An event of the type "approval-<name>" underneath. Raises EventTimeout when nobody has decided in time.
         """
         ...
 

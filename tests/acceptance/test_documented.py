@@ -157,6 +157,14 @@ def test_the_orders_example_runs(newcomer: Newcomer) -> None:
     assert refused.startswith("refused: ") and "the bank refuses this card" in refused
 
 
+def test_the_refund_example_runs(newcomer: Newcomer) -> None:
+    """One is approved, one rejected before anybody asks, and for one no receipt comes in time."""
+    with newcomer.dev("examples/refund.py"):
+        lines = newcomer.type("python examples/refund.py").splitlines()
+
+    assert lines == ["Ada: 12.50 paid back, approved by Mo", "Bob: rejected by Mo (too much)", "Eve: no receipt"]
+
+
 def test_the_examples_of_the_guides_run(newcomer: Newcomer) -> None:
     """Every workflow of docs/examples/guide.py gives what the guide says; docs/examples/clients.py runs beside it."""
     with newcomer.dev("docs/examples/guide.py") as terminal:

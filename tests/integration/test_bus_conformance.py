@@ -16,10 +16,15 @@ from toque._subjects import (
     FIRST_GENERATION,
     StationId,
     create,
+    event,
+    event_transform,
+    events_of,
+    parse_event,
     parse_queue,
     queue,
     queue_transform,
     station_number,
+    stored_event,
 )
 from toque.errors import PayloadTooLarge
 from toque.storage.ports import BATCH_MESSAGES_MAX, BusError, NoResponders, StreamConfig
@@ -129,6 +134,27 @@ def test_a_creation_lands_at_its_ids_station(each_bus):
             station = StationId(FIRST_GENERATION, station_number(instance_id, STATIONS))
             assert stored.subject == queue(stage.name, "census", station, instance_id)
             assert parse_queue(stored.subject) == ("census", station, instance_id)
+
+
+def test_an_event_lands_at_its_instances_station(each_bus):
+    """The server's partition() over the second wildcard is `station_number` of the id, whatever the other tokens are."""
+
+    @each_bus
+    async def check(stage):
+        await stage.stream(subjects=[event(stage.name, "*", "*", "*")], discard="new",
+                           subject_transform=event_transform(stage.name, FIRST_GENERATION, STATIONS))
+
+        for instance_id in ("a", "order-17", "Z_9", "0" * 100, "01JD8M3V9T6Q2W5X7Y1Z0KABCD"):
+            for workflow, type_ in (("census", "paid"), ("b", "approval-sign_off")):
+                ack = await stage.bus.publish(event(stage.name, workflow, instance_id, type_), b"{}")
+                stored = await stage.bus.message_at(stage.name, ack.sequence)
+                station = StationId(FIRST_GENERATION, station_number(instance_id, STATIONS))
+                assert stored.subject == stored_event(stage.name, station, workflow, instance_id, type_)
+                assert parse_event(stored.subject) == (station, workflow, instance_id, type_)
+        last = await stage.bus.last_message(stage.name, events_of(stage.name, station))
+        assert last.sequence == ack.sequence
+        assert (await stage.bus.publish(event(stage.name, "*", "a", "paid"), b"")).sequence == ack.sequence + 1
+        assert (await stage.bus.message_at(stage.name, ack.sequence + 1)).subject == event(stage.name, "*", "a", "paid")
 
 
 def test_a_second_creation_of_an_id_is_a_duplicate(each_bus):

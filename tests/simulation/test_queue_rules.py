@@ -238,7 +238,8 @@ def test_no_callback_is_entered_after_a_termination_was_asked_for():
         ended = world.records(r.Ended)[0]
 
         assert ended.status is r.Status.TERMINATED
-        assert all(world.broker_ms(entry.entered_at) <= ended.at + 1 for entry in world.history.entries)
+        behind_ms = 5  # so far a pod may take its broker's time to be
+        assert all(world.broker_ms(entry.entered_at) <= ended.at + behind_ms for entry in world.history.entries)
         await world.quiet()
 
     play(story)

@@ -10,9 +10,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Generic, TypeVar, assert_type
+from typing import Any, Generic, TypeVar, assert_type
 
 from toque import (
+    Approval,
     BatchResult,
     Client,
     Instance,
@@ -147,6 +148,18 @@ class Untyped(Workflow):  # type: ignore[type-arg]  # a workflow may leave its t
         return await step.do("any", self.env["callback"])
 
 
+class Waiting(Workflow[None, int]):
+    """Waits for events are typed by what they are told to decode to."""
+
+    async def run(self, event: WorkflowEvent[None], step: Step) -> int:
+        assert_type(await step.wait_for_event("any", "paid"), Any)
+        report = await step.wait_for_event("report", "reported", timeout="1 hour", result_type=FileReport)
+        assert_type(report, FileReport)
+        approval = await step.wait_for_approval("refund", timeout=timedelta(days=3))
+        assert_type(approval, Approval)
+        return len(report.lines)
+
+
 def made_by_hand(callback: Callable[[], int]) -> Callable[[Step], asyncio.Future[int]]:
     """The Future can be named."""
     return lambda step: step.do("by hand", callback)
@@ -166,6 +179,8 @@ async def ask(paths: list[str]) -> None:
         await client.create("direct", {"path": "a"})
         async for row in client.list(Direct, status="running", limit=10):
             assert_type(row, InstanceStatus)
+        await handle.send_event("paid", {"amount": 5}, event_id="payment-17", timeout="5 seconds")
+        await handle.approve("refund", by="ann", comment="seen")
         await handle.terminate()
 
 

@@ -28,6 +28,7 @@ from toque.storage.folded_store import FoldedReaders
 from toque.storage.memory_store import MemoryTables
 from toque.workers.attempt import Callbacks
 from toque.workers.engine import INTERRUPTIONS_MAX, Engine
+from toque.workers.events import Event
 from toque.workers.replay import Replay
 from toque.workflow import StepContext, Workflow
 
@@ -105,10 +106,13 @@ class EngineHost:
         self.pending: list[tuple[r.Record, Engine]] = []
         self.records: list[r.Record] = []  # accepted
         self.slots_given_back = 0
+        self.events_sent = 0
         self.told: list[str] = []  # what the engine said, in order
         self.gate_open = True
         self.deadline_ahead = True
         self.time_known = True
+        self.time_outs: list[Callable[[], None]] = []
+        self.holds_time_outs = False  # they are decided by `decide_time_outs` only
         self.behind_ms = 0  # how far `now_ms` may be behind the broker's true time
         self.jitter = 0.5
         self.accept_delay_s: Callable[[], float] = lambda: 0.0
@@ -149,7 +153,8 @@ class EngineHost:
         return self.jitter
 
     def may_enter(self, engine) -> bool:
-        assert not self.pending, "a gate is read, to enter a callback, before everything is accepted"
+        assert all(type(record) is r.EventReceived for record, _ in self.pending), \
+            "a gate is read, to enter a callback, before everything is accepted"
         return self.gate_open and self.deadline_ahead
 
     def in_time(self) -> bool:
@@ -160,10 +165,33 @@ class EngineHost:
 
     def engine_rests(self, engine: Engine) -> None:
         self._give_back(engine)
-        if self.evicts:
+        if self.evicts and not engine.unaccepted:
             engine.cut()
             self.engine = None
-        self._schedule_wake()
+        if engine.resting:
+            self._schedule_wake()
+
+    def engine_called(self, engine: Engine) -> None:
+        self._loop.call_soon(self._called, engine)
+
+    def _called(self, engine: Engine) -> None:
+        if engine is self.engine and not engine.has_slot and engine.may_go_on:
+            engine.has_slot = True
+            if engine.is_started:
+                engine.wake()
+            else:
+                engine.start_when_accepted()
+
+    def before_time_out(self, engine: Engine, decide: Callable[[], None]) -> None:
+        self.time_outs.append(decide)
+        if not self.holds_time_outs:
+            self.decide_time_outs()
+
+    def decide_time_outs(self) -> None:
+        """The event stream has been read up to where it stood."""
+        decided, self.time_outs = self.time_outs, []
+        for decide in decided:
+            decide()
 
     def engine_idle(self, engine: Engine) -> None:
         """A frozen station would take its slot."""
@@ -183,7 +211,7 @@ class EngineHost:
         self.told.append(f"blocked: {reason}")
 
     def _give_back(self, engine: Engine) -> None:
-        assert not engine.unaccepted, "a slot is given back before everything is accepted"
+        assert not engine.must_wait, "a slot is given back before everything is accepted"
         assert not engine.inside, "a slot is given back while a callback is inside"
         if engine.has_slot:
             engine.has_slot = False
@@ -245,6 +273,15 @@ class EngineHost:
         """An engine in memory whose run() is not entered, as for a control operation."""
         self.engine = Engine(self, self.flow, SERIAL, Replay(self.history))
         return self.engine
+
+    def send(self, type_: str, payload: Any = None, *, event_id: str = "") -> asyncio.Future[None]:
+        """An event for the instance, as the owner takes it; done when it is acknowledged."""
+        engine = self.engine or self.read_back()
+        self.events_sent += 1
+        event_id = event_id or f"e{self.events_sent}"
+        if event_id not in engine.events.ids:
+            engine.events.receive(Event(type_, event_id, encode(payload, what="payload"), self.now_ms()))
+        return engine.events.when_accepted(event_id)
 
     async def cut_after(self, records: int, *, interrupted: bool = True) -> None:
         """Let it run until so many records are accepted, or it has ended; then its pod dies."""
@@ -309,7 +346,7 @@ class EngineHost:
     def outcomes(self) -> list[tuple[str, str, int]]:
         """The accepted outcomes of steps: record, name, occurrence."""
         return [(type(record).__name__, record.name, record.occurrence) for record in self.records
-                if isinstance(record, r.StepDone | r.StepFailed | r.SleepDone)]
+                if isinstance(record, r.StepDone | r.StepFailed | r.SleepDone | r.WaitDone | r.WaitTimedOut)]
 
     def of_kind(self, kind: type[T]) -> list[T]:
         """The accepted records of a kind."""
@@ -354,12 +391,14 @@ class EngineHost:
         row = self.row
         assert row is not None and row.status is r.Status.WAITING, f"it rests, but its row says {row}"
         delay_s = max(0, row.wake_at - self.now_ms()) / 1000
+        if self._wake is not None:
+            self._wake.cancel()
         self._wake = self._loop.call_later(delay_s, self._woken, row.wake_at)
 
     def _woken(self, due: int) -> None:
         row = self.row
         assert row is not None
-        if row.status.ended or (self.engine is not None and self.engine.ended):
+        if row.status is not r.Status.WAITING or (self.engine is not None and self.engine.ended):
             return
         if due > self.now_ms():
             self._schedule_wake()

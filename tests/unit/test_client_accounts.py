@@ -41,7 +41,7 @@ def test_an_account_is_made_with_its_streams_and_both_records():
         account, layout = await ensure_account(bus, "main")
 
         assert await bus.list_streams("toque+") == [
-            "toque+main+control", "toque+main+dead", "toque+main+journal", "toque+main+snapshots"]
+            "toque+main+control", "toque+main+dead", "toque+main+events", "toque+main+journal", "toque+main+snapshots"]
         assert await read_account(bus, "main") == account == AccountRecord(name="main")
         assert await read_layout(bus, "main") == layout == Layout(generations=[(1, 8)])
 
@@ -99,7 +99,7 @@ def test_an_account_cut_at_any_write_is_finished_by_the_next_one(lost, how):
 
         await ensure_account(bus, "main")
 
-        assert len(await bus.list_streams("toque+main+")) == 4
+        assert len(await bus.list_streams("toque+main+")) == 5
         assert (await read_layout(bus, "main")).generations == [(1, 8)]
 
     sim.run(main(), seed=2)

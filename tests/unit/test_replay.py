@@ -10,7 +10,7 @@ from toque._payload import encode
 from toque.errors import DeterminismError, StepFailed, StepTimeout
 from toque.storage import records as r
 from toque.storage.fold import INTERRUPTED_TYPE
-from toque.workers.replay import Replay, describe_calls, describe_key, mismatch, outcome_error, recorded_value
+from toque.workers.replay import Recorded, Replay, describe_calls, describe_key, mismatch, outcome_error, recorded_value
 
 CONFIG = r.RetryConfig(5, 10_000, "exponential", 3_600_000, True, 600_000)
 DO = r.StepKind.DO
@@ -144,7 +144,10 @@ def test_a_mismatch_names_what_was_expected_and_found() -> None:
 @pytest.mark.parametrize(("timed_out", "kind"), [(False, StepFailed), (True, StepTimeout)])
 def test_a_failed_step_raises_what_was_recorded(timed_out: bool, kind: type[Exception]) -> None:
     """Type, message, traceback and attempts are data of the error."""
-    error = outcome_error(r.StepFailed(1, 1, 2, 0, DO, "a", 1, 3, 0, r.Failure("ValueError", "no", "trace"), timed_out))
+    failure = r.Failure("ValueError", "no", "trace")
+    error = outcome_error(Call(Any), r.StepFailed(1, 1, 2, 0, DO, "a", 1, 3, 0, failure, timed_out))  # type: ignore[arg-type]  # of what it needs
+
+    assert error is not None
 
     assert type(error) is kind
     assert (error.step, error.error_type, error.error_message, error.attempts, error.traceback) == (
@@ -167,7 +170,7 @@ def test_a_recorded_result_is_decoded_to_its_type() -> None:
     record = History().done("a", result=encode([1, 2], what="result")).records[1]
     call: Any = Call(tuple[int, int])
 
-    assert recorded_value(call, record) == (1, 2)  # type: ignore[arg-type]  # it is an outcome
+    assert recorded_value(call, Recorded("k", record, 0)) == (1, 2)  # type: ignore[arg-type]  # it is an outcome
 
 
 def test_a_result_that_does_not_fit_any_more_is_a_determinism_error() -> None:
@@ -176,7 +179,7 @@ def test_a_result_that_does_not_fit_any_more_is_a_determinism_error() -> None:
     call: Any = Call(int)
 
     with pytest.raises(DeterminismError) as caught:
-        recorded_value(call, record)  # type: ignore[arg-type]  # it is an outcome
+        recorded_value(call, Recorded("k", record, 0))  # type: ignore[arg-type]  # it is an outcome
     assert "do('a', occurrence 1)" in str(caught.value)
     assert "put the old annotation back" in str(caught.value)
     assert "secret" not in str(caught.value)

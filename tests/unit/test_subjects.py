@@ -26,6 +26,7 @@ STREAMS = {
     "journal_stream": _accounts.journal_config(ACCOUNT),
     "snapshot_stream": _accounts.snapshot_config(ACCOUNT),
     "control_stream": _accounts.control_config(ACCOUNT),
+    "event_stream": _accounts.event_config(ACCOUNT, LAYOUT),
     "dead_stream": _accounts.dead_config(ACCOUNT),
 }
 BODIES = {"control_account": AccountRecord, "control_layout": Layout, "control_session": SessionRecord, "pods": PodView}
@@ -66,6 +67,8 @@ def rows(text: str) -> list[list[str]]:
 def as_text(value: Any) -> str:
     if isinstance(value, _subjects.QueueToken):
         return str((value.workflow, tuple(value.station), value.instance_id))
+    if isinstance(value, _subjects.EventToken):
+        return str((tuple(value.station), value.workflow, value.instance_id, value.type))
     if isinstance(value, _subjects.DeadToken | _subjects.Origin):
         return str(tuple(value))
     return str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -80,7 +80,19 @@ def _cells(row: InstanceStatus) -> list[object]:
 
 
 def _note(row: InstanceStatus) -> str:
-    return f"blocked on {row.blocked_on}" if row.blocked_on else ""
+    held = f"blocked on {row.blocked_on}" if row.blocked_on else ""
+    return "; ".join(note for note in (held, awaits_text(row.awaits), buffered_text(row.buffered)) if note)
+
+
+def awaits_text(types: Sequence[str]) -> str:
+    """The events that an instance waits for, for people."""
+    names = ", ".join(repr(type_) for type_ in types)
+    return f"waiting for event{'s' if len(types) > 1 else ''} {names}" if names else ""
+
+
+def buffered_text(count: int) -> str:
+    """The events that came and that no wait has taken, for people."""
+    return f"{count:,} event{'s' if count > 1 else ''} buffered" if count else ""
 
 
 async def _newest(client: Client, workflow: str | None, status: str | None,
@@ -175,7 +187,8 @@ def _show(view: DescribeView) -> None:
     instance = view.instance
     show_fields({
         "instance": f"{instance.workflow}/{instance.id}", "status": instance.status,
-        "blocked on": instance.blocked_on, "created": time_text(_time(instance.created_at)),
+        "blocked on": instance.blocked_on, "waits": awaits_text(instance.awaits).removeprefix("waiting "),
+        "events": buffered_text(instance.buffered), "created": time_text(_time(instance.created_at)),
         "admitted": time_text(_time(instance.admitted_at)), "wakes": time_text(_time(instance.wake_at)),
         "ended": time_text(_time(instance.ended_at)), "station": instance.station, "pod": instance.pod,
         "interruptions": view.interruptions or "", "params": _payload_text(view.params),
@@ -207,7 +220,10 @@ def _took(step: StepView) -> str:
 def _step_note(step: StepView) -> str:
     if step.error is not None:
         return _error_text(step.error)
-    return f"due {time_text(_time(step.due))}" if step.due and not step.ended_at else _payload_text(step.output)
+    if not step.due or step.ended_at:
+        return _payload_text(step.output)
+    event = f"for event {step.event!r}, " if step.event else ""
+    return f"{event}due {time_text(_time(step.due))}"
 
 
 def _error_text(error: ErrorView | None) -> str:
@@ -285,8 +301,8 @@ def _step_line(step: StepView) -> str:
 
 def _instance_line(instance: InstanceView) -> str:
     held = f"blocked on {instance.blocked_on}" if instance.blocked_on else ""
-    parts = [f"{instance.workflow}/{instance.id}", instance.status, held, _error_text(instance.error),
-             _payload_text(instance.output)]
+    parts = [f"{instance.workflow}/{instance.id}", instance.status, held, awaits_text(instance.awaits),
+             _error_text(instance.error), _payload_text(instance.output)]
     return "  ".join(one_line(part) for part in parts if part)
 
 

@@ -311,9 +311,11 @@ class World:
                 counts |= {f"{station} engines": len(held.engines), f"{station} ids": len(held.by_id),
                            f"{station} armed": len(held._armed), f"{station} leaving": len(held._leaving),
                            f"{station} waiters": len(held.waiters), f"{station} at the gate": len(held._at_gate),
-                           f"{station} inside": held.inside, f"{station} admitting": len(held._admitting)}
+                           f"{station} inside": held.inside, f"{station} admitting": len(held._admitting),
+                           f"{station} events": held.events.waiting + held.events.under_way,
+                           f"{station} time-outs": len(held.time_outs._asked)}
                 counts |= {f"{station} {name} slots": chef.slots_in_use for name, chef in held.souschefs.items()}
-                counts |= {f"{station} {name} under way": len(chef._under_way) for name, chef in held.souschefs.items()}
+                counts |= {f"{station} {name} under way": chef.under_way for name, chef in held.souschefs.items()}
                 counts |= {f"{station} {name} buffered": chef.waiting for name, chef in held.souschefs.items()}
             found += [f"{node.name}: {count} {what}" for what, count in counts.items() if count]
         return found
