@@ -258,22 +258,20 @@ def test_a_failed_write_is_reported_once_and_folds_nothing_more(tmp_path):
 
 def test_a_station_that_is_set_aside_is_kept_in_a_file_as_a_snapshot_is(tmp_path):
     """Whoever has to find out what was lost can read it: its head tells the position, its rows are the folded state."""
+    header = r.GroupHeader(1, "a-1", 1, 0)
 
-    async def main() -> None:
+    async def main() -> str:
         store = LmdbStore(tmp_path / "store", account="main", pod="a", on_damage=lambda error: None)
-        header = r.GroupHeader(1, "a-1", 1, 0)
         admitted = r.Admitted(1, 1, 1, 9, "work", "one", "n", 1, 8, b"7", "application/json")
-        store.apply(r.Group(StationId(1, 0), r.Position(3, header), [admitted]))
+        store.apply(r.Group(STATION, r.Position(3, header), [admitted]))
         await store.flush()
-
-        path = await store.set_aside(StationId(1, 0))
+        place = await store.set_aside(STATION)
         assert await store.set_aside(StationId(1, 1)) == ""
-        await store.drop(StationId(1, 0))
+        await store.drop(STATION)
         store.close()
+        return place
 
-        reader = ChunkReader()
-        rows = reader.feed(Path(path).read_bytes())
-        assert reader.head == Head("1.0", r.Position(3, header))
-        assert {fold.ROWS, fold.HISTORY, fold.IDS} <= {row.table for row in rows}
-
-    asyncio.run(main())
+    reader = ChunkReader()
+    rows = reader.feed(Path(run(main())).read_bytes())
+    assert reader.head == Head("1.0", r.Position(3, header))
+    assert {fold.ROWS, fold.HISTORY, fold.IDS} <= {row.table for row in rows}
