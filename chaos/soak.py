@@ -1,7 +1,7 @@
 """A long run with faults: what a deployment uses is sampled all the while, and must not grow.
 
 Each figure ends as a verdict, flat or growing, from its course after the warm-up. Instances are deleted a minute after
-their end, so state is bounded. What LMDB keeps of deleted ones, a tombstone for a day, may grow; it is told in bytes.
+their end, and their tombstones another minute later, so state is bounded. What LMDB takes is told in bytes for each.
 """
 
 from __future__ import annotations

@@ -39,7 +39,6 @@ TABLES = ("position", "rows", "history", "ids", "live", "timers", "leases", "que
           "deletions", "tombs", "tomb_due", "serials")
 KEYS_PER_SCAN = 1000
 TOMBS_PER_RECORD = 100  # so many old tombstones a deletion forgets at least
-TOMBSTONE_MS = 24 * 3600 * 1000
 REQUESTS_KEPT = 16  # ids of control operations that an instance's row remembers
 EVENTS_KEY = "+"  # no workflow's name: the position in the event stream stands in the table of queues under it
 SNAPSHOTS_KEPT = 3  # counting ones, whose objects are kept
@@ -305,8 +304,9 @@ class FoldBatch:
         self._count(station, row.workflow, row.status, -1)
         self._erase_history(station, serial, since=(0, 0), before=row.run + 1)
         tomb = tomb_key(station, row.workflow, row.id)
-        self.writes[TOMBS][tomb] = _encode(r.TombRow(row.nonce, record.at, record.request))
-        self.writes[TOMB_DUE][timer_key(station, record.at + TOMBSTONE_MS, serial)] = tomb[len(station):]
+        forget_at = record.at + record.tombstone_ms
+        self.writes[TOMBS][tomb] = _encode(r.TombRow(row.nonce, record.at, record.request, forget_at))
+        self.writes[TOMB_DUE][timer_key(station, forget_at, serial)] = tomb[len(station):]
 
     def _erase_history(self, station: bytes, serial: int, *, since: tuple[int, int], before: int) -> None:
         """What was recorded from the (run, seq) `since` on, up to the run `before`."""
@@ -328,7 +328,7 @@ class FoldBatch:
             self.writes[TOMB_DUE][key] = None
             tomb = station + (self._lookup.get(TOMB_DUE, key) or b"")
             data = self.writes[TOMBS].get(tomb) or self._lookup.get(TOMBS, tomb)
-            if data and decode_tomb(data).deleted_at + TOMBSTONE_MS < now:
+            if data and decode_tomb(data).forget_at < now:
                 self.writes[TOMBS][tomb] = None
 
     def _mark(self, station: bytes, row: r.InstanceRow, serial: int, due: int) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from toque._subjects import StationId
 
 FORMAT = 1
+TOMBSTONE_MS = 24 * 3600 * 1000
 GROUP_RECORDS_MAX = 512
 GROUP_BYTES_MAX = 512 * 1024
 MESSAGE_RESERVE = 16 * 1024  # of the server's max_payload: headers, and the record around a payload (protocol rule 17)
@@ -330,6 +331,7 @@ class Deleted(Record, tag=26, frozen=True):
 
     serials: list[int]
     request: str = ""  # of the control operation; "" = their retention was over
+    tombstone_ms: int = TOMBSTONE_MS
 
 
 class Restarted(Record, tag=27, frozen=True):
@@ -440,6 +442,7 @@ class TombRow(msgspec.Struct, array_like=True, frozen=True):
     nonce: str
     deleted_at: int
     request: str = ""  # of the control operation
+    forget_at: int = 0
 
 
 class SnapshotRow(msgspec.Struct, array_like=True, frozen=True):

@@ -169,8 +169,10 @@ class Lifecycle:
         """Delete them, and answer for it: when this returns a creation of one of these ids is a new one."""
         station = self._station
         station.deleting.update(doomed)
+        tombstone_ms = round(station.context.control.account.tombstones_s * 1000)
         try:
-            await station.commits.commit(r.Deleted(0, 0, 0, station.now_ms(), list(doomed.values()), request))
+            await station.commits.commit(
+                r.Deleted(0, 0, 0, station.now_ms(), list(doomed.values()), request, tombstone_ms))
             await self._store.flush()
         finally:
             for key in doomed:

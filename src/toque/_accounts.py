@@ -289,7 +289,8 @@ async def _fit_replicas(bus: Bus, config: StreamConfig) -> None:
 
 
 async def update_account(bus: Bus, name: str, /, **changes: Any) -> AccountRecord:
-    """Change settings of an account: max_concurrent, start_rate, queue_limit, ttl_s, replicas.
+    """Change settings of an account: max_concurrent, start_rate, queue_limit, ttl_s, replicas,
+    tombstones_s.
 
     The record first, by compare-and-set, then the streams; killed between the two, the same call again (or the next
     pod to start) brings the streams after it. Sessions that are open keep the TTL that they began with.
@@ -327,6 +328,7 @@ _BOUNDS: Final[dict[str, tuple[type[int] | type[float], float, float]]] = {
     "stations": (int, 1, 256),
     "ttl_s": (float, 2.0, 3600.0),
     "replicas": (int, 1, 5),
+    "tombstones_s": (float, 1.0, 30 * 86_400.0),
 }
 
 

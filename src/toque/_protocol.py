@@ -235,6 +235,7 @@ class AccountRecord(msgspec.Struct, omit_defaults=True, kw_only=True):
     stations: int = 8
     ttl_s: float = 10.0
     replicas: int = 1
+    tombstones_s: float = 86_400.0  # how long the id and nonce of a deleted instance are remembered
 
 
 class Layout(msgspec.Struct, omit_defaults=True, kw_only=True):

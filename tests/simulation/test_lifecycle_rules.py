@@ -11,7 +11,6 @@ from toque.errors import InstanceEnded, InstanceExists, InstanceNotFound, StepNo
 from toque.sim.checks import check_all, check_steps
 from toque.sim.process import work_in_thread
 from toque.sim.world import World, account, play, sleeper_workflow, steps_workflow
-from toque.storage import fold
 from toque.storage import records as r
 from toque.workflow import Retention, Step, StepContext, Workflow, WorkflowEvent
 
@@ -315,11 +314,9 @@ def test_a_deleted_instance_is_gone_and_its_id_is_free(moment):
     play(story, account=account(max_concurrent=1))
 
 
-def test_a_late_attempt_of_a_deleted_creation_is_dropped(monkeypatch):
+def test_a_late_attempt_of_a_deleted_creation_is_dropped():
     """Closes: a creation is published twice, its instance ends and is deleted, and the second message makes another one
     (protocol rule 15). A creation of another nonce is a new one; one without a nonce is parked."""
-
-    monkeypatch.setattr(fold, "TOMBSTONE_MS", TOMBSTONE_S * 1000)
 
     async def story(world: World) -> None:
         await world.start_pod("a", world.app(steps_workflow(world, steps=1, step_s=0.1)))
@@ -346,7 +343,7 @@ def test_a_late_attempt_of_a_deleted_creation_is_dropped(monkeypatch):
         await world.publish("work", "one", nonce="n-2")
         await handle.result()
 
-    play(story)
+    play(story, account=account(tombstones_s=TOMBSTONE_S))
 
 
 def test_what_has_ended_is_deleted_when_its_retention_is_over():

@@ -57,7 +57,7 @@ def test_nothing_of_a_deleted_instance_is_left_but_its_tombstone(together):
 
     assert state.rows_of(*EVERYTHING) == 0
     assert state.find(STATION, "work", "one") is None
-    assert state.tombstone(STATION, "work", "one") == r.TombRow("n-1", 30, "q-1")
+    assert state.tombstone(STATION, "work", "one") == r.TombRow("n-1", 30, "q-1", 30 + r.TOMBSTONE_MS)
     assert state.highest_serial(STATION) == 1
     assert sum(state.counts(STATION).values()) == 0
 
@@ -92,7 +92,7 @@ def test_an_ended_instance_without_a_time_is_kept():
 
 def test_old_tombstones_are_forgotten_with_later_deletions():
     """A day later; the newer one of an id stays."""
-    day = fold.TOMBSTONE_MS
+    day = r.TOMBSTONE_MS
     state = State()
     state.add([admitted(1), admitted(2, "two")], [r.Deleted(0, 0, 0, 30, [1, 2])])
     state.add([admitted(3, "one")], [r.Deleted(0, 0, 0, 1000, [3])])
@@ -102,7 +102,7 @@ def test_old_tombstones_are_forgotten_with_later_deletions():
     state.add([r.Deleted(0, 0, 0, day + 40, [])])
 
     assert state.tombstone(STATION, "work", "two") is None
-    assert state.tombstone(STATION, "work", "one") == r.TombRow("n-3", 1000)
+    assert state.tombstone(STATION, "work", "one") == r.TombRow("n-3", 1000, "", 1000 + day)
     state.add([r.Deleted(0, 0, 0, 2 * day, [])])
     assert state.rows_of(fold.TOMBS, fold.TOMB_DUE) == 0
 

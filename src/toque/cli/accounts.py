@@ -21,17 +21,20 @@ QueueLimit = Annotated[int | None, Option("--queue-limit", metavar="N", help="in
 Stations = Annotated[int | None, Option("--stations", metavar="N", help="stations: the most pods that share the work; "
                                         "fixed once the account is made")]
 Ttl = Annotated[str | None, Option("--ttl", metavar="TIME", help='how long a silent pod keeps its work, e.g. "10s"')]
+Tombstones = Annotated[str | None, Option("--tombstones", metavar="TIME", help="how long the id of a deleted instance is "
+                                          'remembered, so that a late attempt of its creation makes nothing')]
 Replicas = Annotated[int | None, Option("--replicas", metavar="N", help="copies of the streams in a NATS cluster")]
 
 
 async def create(connection: Connection, name: NameArgument, max_concurrent: MaxConcurrent = None,
                  start_rate: StartRate = None, queue_limit: QueueLimit = None, stations: Stations = None,
-                 ttl: Ttl = None, replicas: Replicas = None, output: OutputOption = Format.TABLE) -> int:
+                 ttl: Ttl = None, replicas: Replicas = None, tombstones: Tombstones = None,
+                 output: OutputOption = Format.TABLE) -> int:
     """Make an account: its streams and its limits. Harmless when it is there already with the same settings.
 
     Example: toque accounts create shop --max-concurrent 2000 --ttl 10s
     """
-    settings = _settings(max_concurrent, start_rate, queue_limit, stations, ttl, replicas)
+    settings = _settings(max_concurrent, start_rate, queue_limit, stations, ttl, replicas, tombstones)
     async with connection.client() as client:
         _show(await client.accounts.create(name, **settings), output)
     return EXIT_OK
@@ -61,12 +64,13 @@ async def describe(connection: Connection, name: NameArgument, output: OutputOpt
 
 async def change(connection: Connection, name: NameArgument, max_concurrent: MaxConcurrent = None,
                  start_rate: StartRate = None, queue_limit: QueueLimit = None, stations: Stations = None,
-                 ttl: Ttl = None, replicas: Replicas = None, output: OutputOption = Format.TABLE) -> int:
+                 ttl: Ttl = None, replicas: Replicas = None, tombstones: Tombstones = None,
+                 output: OutputOption = Format.TABLE) -> int:
     """Change settings of an account; what is not named stays. Running instances are never cut.
 
     Example: toque accounts set main --max-concurrent 500
     """
-    settings = _settings(max_concurrent, start_rate, queue_limit, stations, ttl, replicas)
+    settings = _settings(max_concurrent, start_rate, queue_limit, stations, ttl, replicas, tombstones)
     if not settings:
         raise UsageError("name a setting to change; `toque accounts set --help` lists them")
     async with connection.client() as client:
@@ -75,11 +79,12 @@ async def change(connection: Connection, name: NameArgument, max_concurrent: Max
 
 
 def _settings(max_concurrent: int | None, start_rate: float | None, queue_limit: int | None, stations: int | None,
-              ttl: str | None, replicas: int | None) -> dict[str, Any]:
+              ttl: str | None, replicas: int | None, tombstones: str | None) -> dict[str, Any]:
     """Only those that were given."""
     given = {"max_concurrent": max_concurrent, "start_rate": start_rate, "queue_limit": queue_limit,
              "stations": stations, "ttl_s": None if ttl is None else to_ms(ttl, what="--ttl") / 1000,
-             "replicas": replicas}
+             "replicas": replicas,
+             "tombstones_s": None if tombstones is None else to_ms(tombstones, what="--tombstones") / 1000}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -91,6 +96,7 @@ def _values(account: AccountRecord) -> dict[str, str]:
         "stations": str(account.stations),
         "ttl": format_ms(round(account.ttl_s * 1000)),
         "replicas": str(account.replicas),
+        "tombstones": format_ms(round(account.tombstones_s * 1000)),
     }
 
 

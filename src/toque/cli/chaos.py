@@ -25,7 +25,7 @@ from toque.chaos.load import Load
 from toque.chaos.report import page
 from toque.chaos.scenario import Figures, Outcome, RunOptions, Scenario
 from toque.chaos.scenario import run as run_scenario
-from toque.chaos.soak import SOAK, Sampler, check_r6, kept_per_instance, planned
+from toque.chaos.soak import KEPT_S, SOAK, Sampler, check_r6, kept_per_instance, planned
 from toque.chaos.topology import Refused, Topology
 from toque.cli.chaos_cluster import LEDGER_FILE, LEDGER_SOCKET, deployment, own_cluster
 from toque.cli.connection import Connection, connection_options
@@ -267,6 +267,7 @@ class _Run:
 
         count, every_s = planned(self._options.minutes)
         options = replace(options, faults=count, every_s=every_s, minutes=self._options.minutes)
+        await topology.client.accounts.set(topology.client.account, tombstones_s=KEPT_S)
         outcome = await run_scenario(self._scenario, options, topology, directory=directory, show=self._show,
                                      beside=sample)
         samples = samplers[0].samples
