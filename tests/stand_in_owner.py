@@ -22,6 +22,7 @@ from toque._protocol import (
     ListRequest,
     PodView,
     QueueView,
+    RestartRequest,
     StationView,
 )
 from toque._subjects import NONCE_HEADER, StationId, station_number
@@ -47,6 +48,7 @@ class StandInOwner:
         self.asked: list[tuple[str, str]] = []  # (station, operation)
         self.instances: dict[tuple[str, str], InstanceView] = {}
         self.nonces: dict[tuple[str, str], str] = {}
+        self.restarts: list[tuple[str, str, int, str]] = []  # (id, step's name, count, kind)
         self.committed: dict[str, int] = {}  # by workflow, at each station
         self.pods = [("a", "session-a"), ("b", "session-b")]
         self._changed = asyncio.Event()
@@ -135,6 +137,36 @@ class StandInOwner:
             return Answer(self.epoch, "ended", "it is complete")
         self.put(request.workflow, request.id, "terminated", ended_at=1)
         return self._ok(self.instances[request.workflow, request.id])
+
+    async def _pause(self, data: bytes, station: str) -> Answer:
+        return self._steer(data, "paused")
+
+    async def _resume(self, data: bytes, station: str) -> Answer:
+        return self._steer(data, "running")
+
+    async def _restart(self, data: bytes, station: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=RestartRequest)
+        self.restarts.append((request.id, request.from_name, request.from_count, request.from_kind))
+        if (request.workflow, request.id) not in self.instances:
+            return Answer(self.epoch, "not_found")
+        if request.from_name == "nowhere":
+            return Answer(self.epoch, "no_step", "step 'nowhere' is not in the history")
+        self.put(request.workflow, request.id, "running")
+        return Answer(self.epoch)
+
+    async def _delete(self, data: bytes, station: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=InstanceRequest)
+        gone = self.instances.pop((request.workflow, request.id), None)
+        return Answer(self.epoch, "ok" if gone is not None else "not_found")
+
+    def _steer(self, data: bytes, status: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=InstanceRequest)
+        if (request.workflow, request.id) not in self.instances:
+            return Answer(self.epoch, "not_found")
+        if self._ended(request):
+            return Answer(self.epoch, "ended", "it is complete")
+        self.put(request.workflow, request.id, status)
+        return Answer(self.epoch)
 
     async def _list(self, data: bytes, station: str) -> Answer:
         request = msgspec.msgpack.decode(data, type=ListRequest)

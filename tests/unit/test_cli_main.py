@@ -15,7 +15,8 @@ from toque import cli
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
 COMMANDS = ["dev", "worker", "demo", "version", "trigger", "queues", "stations", "stations describe", "pods", "workflows",
-            "instances list", "instances describe", "instances watch", "instances terminate",
+            "instances list", "instances describe", "instances watch",
+            "instances pause", "instances resume", "instances restart", "instances terminate", "instances delete",
             "dead list", "dead show", "dead retry", "dead drop",
             "accounts create", "accounts list", "accounts describe", "accounts set"]
 WITHOUT_EXTRA = ("import sys, importlib.util as u; find = u.find_spec\n"
@@ -83,6 +84,14 @@ def test_the_version_is_shown_in_both_ways(capsys: pytest.CaptureFixture[str]) -
     (["pods", "-o", "xml"], "toque: Invalid value for '--output'"),
     (["pods", "--account", "a b"], "toque: account 'a b' has ' ' at position 1"),
     (["instances"], "toque: Missing command"),
+    (["instances", "pause"], "toque: which instances? name ids, - for standard input, or --all"),
+    (["instances", "pause", "--status", "running"], "toque: which instances? add --all to mean all of those"),
+    (["instances", "delete", "a", "--all"], "toque: name ids, or --all with filters, not both"),
+    (["instances", "delete", "a b"], "toque: instance id 'a b' has ' ' at position 1"),
+    (["instances", "resume", "--all", "--status", "running"], "toque: nothing would become of instances that are running"),
+    (["instances", "restart", "a", "--from-kind", "sleep"], "toque: --from-kind says of what kind"),
+    (["instances", "restart", "a", "--from", "fetch:0"], "toque: --from 'fetch:0' names no step"),
+    (["trigger", "greet", "--keep-error", "7"], "toque: --keep-error is the bare number"),
     (["worker"], "toque: the following arguments are required: APP"),
     (["worker", "a.py", "--bogus"], "toque: unrecognized arguments: --bogus; `toque worker --help`"),
 ])

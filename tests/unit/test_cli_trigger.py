@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from stand_in_owner import new_place
 
-from toque import errors
-from toque.cli.trigger import read_params
+from toque import _subjects, errors, sim
+from toque.cli.trigger import read_params, trigger
 
 
 def test_params_are_json() -> None:
@@ -52,3 +55,21 @@ def test_a_params_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     """The error names the file."""
     with pytest.raises(errors.UsageError, match=r"gone\.json cannot be read"):
         read_params(None, tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("kept", "header"), [
+    ({}, ""), ({"keep_success": "1 hour", "keep_error": "2 days"}, "3600000 172800000"),
+    ({"keep_error": "1 minute"}, "604800000 60000")])
+def test_how_long_it_is_kept_goes_with_the_creation(count: int, kept: dict[str, str], header: str) -> None:
+    """Of one or of many; without the options its workflow decides."""
+
+    async def main() -> None:
+        place = await new_place()
+        connection: Any = SimpleNamespace(client=lambda: place.client, account="main")
+
+        await trigger(connection, "census", "null", count=count, **kept)
+
+        assert [message.header(_subjects.RETENTION_HEADER) for message in place.stored()] == [header] * count
+
+    sim.run(main(), seed=1)

@@ -19,7 +19,7 @@ from toque._dev_state import DEFAULT_DIRECTORY
 from toque._durations import to_ms
 from toque._logging import configure
 from toque._nats_server import find_server
-from toque.cli import accounts, chaos, dead, events, instances, reports, trigger
+from toque.cli import accounts, chaos, dead, events, instances, reports, steering, trigger
 from toque.cli.connection import alone, with_connection, without_connection
 from toque.cli.dev import DevOptions, run_dev
 from toque.cli.output import EXIT_INTERRUPTED, EXIT_OK, console
@@ -34,7 +34,7 @@ app = typer.Typer(
     name=PROGRAM, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Durable workflows on NATS JetStream. Start with `toque dev APP`, then `toque trigger WORKFLOW`.")
-_instances = typer.Typer(rich_markup_mode=None, help="List, describe, watch and terminate instances, and send them events.")
+_instances = typer.Typer(rich_markup_mode=None, help="See instances, steer them, and send them events.")
 _chaos = typer.Typer(rich_markup_mode=None, help="Break things on purpose, and judge what became of the promises.")
 _stations = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 _dead = typer.Typer(rich_markup_mode=None, help="Messages that could not be accepted: see why, retry or drop them.")
@@ -155,7 +155,11 @@ app.add_typer(_chaos, name="chaos")
 _instances.command("list")(with_connection(instances.list_instances))
 _instances.command("describe")(with_connection(instances.describe))
 _instances.command("watch")(with_connection(instances.watch))
-_instances.command("terminate")(with_connection(instances.terminate))
+_instances.command("pause")(with_connection(steering.pause))
+_instances.command("resume")(with_connection(steering.resume))
+_instances.command("restart")(with_connection(steering.restart))
+_instances.command("terminate")(with_connection(steering.terminate))
+_instances.command("delete")(with_connection(steering.delete))
 _instances.command("send-event")(with_connection(events.send_event))
 _instances.command("approve")(with_connection(events.approve))
 _instances.command("reject")(with_connection(events.reject))

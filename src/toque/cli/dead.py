@@ -22,7 +22,7 @@ from toque.cli.output import (
     Format,
     RowFormat,
     bytes_text,
-    exit_code,
+    exit_code_of,
     say,
     show_fields,
     show_json,
@@ -255,7 +255,7 @@ async def _act(client: Client, choice: _Choice, verb: _Verb, dry_run: bool, yes:
         show_json([_result(result) for result in results])
     if not sequences:
         say(_no_match(choice))
-    return _code(results)
+    return exit_code_of(result.error for result in results)
 
 
 async def _chosen(client: Client, choice: _Choice) -> list[int]:
@@ -305,7 +305,7 @@ async def _rehearse(client: Client, choice: _Choice, output: RowFormat) -> int:
             missing.append(DeadResult(sequence, error))
             say(f"toque: {error}")
     _show_messages(found, output, empty="none of them is parked")
-    return _code(missing)
+    return exit_code_of(result.error for result in missing)
 
 
 def _show_results(results: Sequence[DeadResult], verb: _Verb, output: RowFormat) -> None:
@@ -323,9 +323,3 @@ def _result(result: DeadResult) -> Mapping[str, Any]:
     error = result.error
     return {"sequence": result.sequence, "done": error is None, "error": type(error).__name__ if error else None,
             "message": str(error) if error else None}
-
-
-def _code(results: Sequence[DeadResult]) -> int:
-    """That of the errors if all have the same, else 1."""
-    codes = {exit_code(result.error) for result in results if result.error is not None}
-    return EXIT_OK if not codes else codes.pop() if len(codes) == 1 else EXIT_FAILED

@@ -1,4 +1,4 @@
-"""`toque instances`: list, describe, watch and terminate."""
+"""`toque instances list`, `describe` and `watch`: what is to be seen of instances."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from toque.cli.output import (
     EXIT_FAILED,
     EXIT_OK,
     Format,
+    RowFormat,
     one_line,
-    report_error,
     say,
     show_fields,
     show_json,
+    show_line,
     show_table,
     time_text,
 )
 from toque.client import ENDED, Client, Instance, InstanceStatus
-from toque.errors import InstanceNotFound, LostRace, OwnerAway, UsageError
+from toque.errors import InstanceNotFound, OwnerAway, UsageError
 
 SCANNED_MAX: Final = 100_000  # instances looked at for the newest ones: lists come oldest first
 LATEST: Final = "latest"
@@ -47,9 +48,10 @@ IdArgument = Annotated[str, Argument(metavar="ID", help=f"id of the instance, or
 async def list_instances(
         connection: Connection, workflow: WorkflowOption = None,
         status: Annotated[str | None, Option(
-            "--status", metavar="STATUS", help="running, waiting, complete, errored or terminated")] = None,
+            "--status", metavar="STATUS", help="running, waiting, waitingForPause, paused, complete, errored or "
+            "terminated")] = None,
         limit: Annotated[int, Option("--limit", metavar="N", min=1, help="show the newest so many")] = 50,
-        output: OutputOption = Format.TABLE) -> int:
+        output: Annotated[RowFormat, Option("--output", "-o", help="form of the report")] = RowFormat.TABLE) -> int:
     """List instances, the newest first. Queued ones are not listed, only counted: `toque queues`.
 
     Outputs and errors are not in the list: `toque instances describe ID` shows them.
@@ -60,14 +62,22 @@ async def list_instances(
         rows, more = await _newest(client, workflow, status, limit)
     if more:
         say(f"the newest {limit:,} of {limit + more:,}; --limit shows more")
-    if output is Format.JSON:
-        show_json([_row(row) for row in rows])
-    elif not rows:
-        say("no instances" + (" like that" if workflow or status else "") +
-            "; create one with `toque trigger WORKFLOW '{…}'`, or see `toque queues` for those that wait for a pod")
-    else:
-        show_table(["id", "workflow", "status", "created", "ended", "pod", "note"], [_cells(row) for row in rows])
+    show_instances(rows, output, empty="no instances" + (" like that" if workflow or status else "") + "; create one with "
+                   "`toque trigger WORKFLOW '{…}'`, or see `toque queues` for those that wait for a pod")
     return EXIT_OK
+
+
+def show_instances(rows: Sequence[InstanceStatus], output: RowFormat, *, empty: str) -> None:
+    """Print rows of a list; `empty` is said when there are none and people look."""
+    if output is RowFormat.JSON:
+        show_json([_row(row) for row in rows])
+    elif output is RowFormat.NDJSON:
+        for row in rows:
+            show_line(_row(row))
+    elif rows:
+        show_table(["id", "workflow", "status", "created", "ended", "pod", "note"], [_cells(row) for row in rows])
+    else:
+        say(empty)
 
 
 def _row(row: InstanceStatus) -> dict[str, Any]:
@@ -111,8 +121,9 @@ async def _newest(client: Client, workflow: str | None, status: str | None,
 
 # -- which one ---------------------------------------------------------------------------------------------------------
 
-async def find_instance(client: Client, instance_id: str, workflow: str | None) -> Instance[Any]:
-    """The instance that an ID on the command line means; without a workflow all of the account are asked.
+async def find_instance(client: Client, instance_id: str, workflow: str | None,
+                        workflows: Sequence[str] | None = None) -> Instance[Any]:
+    """The instance that an ID on the command line means; without a workflow all of the account (`workflows`) are asked.
 
     Raises InstanceNotFound, UsageError (two workflows have one of this id), OwnerAway.
     """
@@ -123,7 +134,7 @@ async def find_instance(client: Client, instance_id: str, workflow: str | None) 
         return client.handle(newest[0].workflow, newest[0].id)
     if workflow is not None:
         return await client.get(workflow, instance_id)
-    found = [handle async for handle in _everywhere(client, instance_id)]
+    found = [handle async for handle in _everywhere(client, instance_id, workflows)]
     if not found:
         raise InstanceNotFound(f"no workflow of the account {client.account!r} has an instance {instance_id!r}")
     if len(found) > 1:
@@ -132,10 +143,11 @@ async def find_instance(client: Client, instance_id: str, workflow: str | None) 
     return found[0]
 
 
-async def _everywhere(client: Client, instance_id: str) -> AsyncIterator[Instance[Any]]:
-    for report in await client.workflows():
+async def _everywhere(client: Client, instance_id: str,
+                      workflows: Sequence[str] | None) -> AsyncIterator[Instance[Any]]:
+    for workflow in [report.workflow for report in await client.workflows()] if workflows is None else workflows:
         try:
-            yield await client.get(report.workflow, instance_id)
+            yield await client.get(workflow, instance_id)
         except InstanceNotFound:
             continue
 
@@ -304,24 +316,3 @@ def _instance_line(instance: InstanceView) -> str:
     parts = [f"{instance.workflow}/{instance.id}", instance.status, held, awaits_text(instance.awaits),
              _error_text(instance.error), _payload_text(instance.output)]
     return "  ".join(one_line(part) for part in parts if part)
-
-
-# -- terminate ---------------------------------------------------------------------------------------------------------
-
-async def terminate(connection: Connection,
-                    ids: Annotated[list[str], Argument(metavar="ID…", help=f"ids of instances, or `{LATEST}`")],
-                    workflow: WorkflowOption = None) -> int:
-    """End instances without a result. A queued one never starts; a running callback is cancelled.
-
-    Example: toque instances terminate latest --workflow census
-    """
-    code = EXIT_OK
-    async with connection.client() as client:
-        for instance_id in ids:
-            try:
-                handle = await find_instance(client, instance_id, workflow)
-                await handle.terminate()
-                print(f"terminated {handle}")
-            except (LostRace, UsageError) as error:  # say it, and go on with the others
-                code = report_error(error)
-    return code

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from datetime import datetime
@@ -192,6 +192,12 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, UsageError):
         return EXIT_USAGE
     return EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_FAILED
+
+
+def exit_code_of(errors: Iterable[ToqueError | None]) -> int:
+    """Of many results, None where one is good: that of the errors if all have the same, else 1."""
+    codes = {exit_code(error) for error in errors if error is not None}
+    return EXIT_OK if not codes else codes.pop() if len(codes) == 1 else EXIT_FAILED
 
 
 def report_error(error: BaseException) -> int:

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Final
 import msgspec
 from typer import Argument, Option
 
+from toque._durations import to_ms
 from toque._names import check_instance_id, check_workflow
 from toque.cli.connection import Connection
 from toque.cli.instances import as_json
 from toque.cli.output import EXIT_FAILED, EXIT_OK, Format, report_error, say, show_json
 from toque.client import Client, Instance, NewInstance
 from toque.errors import InstanceErrored, InstanceTerminated, ToqueError, UsageError
+from toque.workflow import Retention
 
 BATCH_MAX: Final = 20_000  # instances held in memory at once
 COUNT_MAX: Final = 10_000_000
@@ -36,6 +38,12 @@ async def trigger(
         wait: Annotated[bool, Option("--wait", help="wait for the end and print the output")] = False,
         count: Annotated[int, Option("--count", metavar="N", min=1, max=COUNT_MAX,
                                      help="create so many, with new ids")] = 1,
+        keep_success: Annotated[str | None, Option(
+            "--keep-success", metavar="TIME", help="keep it so long when it is complete [default: as its workflow says; "
+            "with --keep-error 7 days]")] = None,
+        keep_error: Annotated[str | None, Option(
+            "--keep-error", metavar="TIME", help="keep it so long when it errored or was terminated [default: as its "
+            "workflow says; with --keep-success 7 days]")] = None,
         output: OutputOption = Format.TABLE) -> int:
     """Create an instance of a workflow.
 
@@ -46,7 +54,7 @@ async def trigger(
     Examples:
       toque trigger census '{"path": "a.py"}' --wait
       toque trigger census --params-file job.json --id job-17
-      toque trigger census '{"path": "a.py"}' --count 1000
+      toque trigger census '{"path": "a.py"}' --count 1000 --keep-success "1 hour"
     """
     check_workflow(workflow)
     value = read_params(params, params_file)
@@ -54,10 +62,21 @@ async def trigger(
         raise UsageError("--id names one instance: leave it out, or leave out --count")
     if id is not None:
         check_instance_id(id)
+    new = NewInstance(value, id, _retention(keep_success, keep_error))
     async with connection.client() as client:
         if count > 1:
-            return await _many(client, workflow, value, count, wait, output)
-        return await _one(client, workflow, value, id, wait, output)
+            return await _many(client, workflow, new, count, wait, output)
+        return await _one(client, workflow, new, wait, output)
+
+
+def _retention(success: str | None, error: str | None) -> Retention | None:
+    """None when the options say nothing of it. Raises InvalidDuration, which names the option."""
+    for text, option in ((success, "--keep-success"), (error, "--keep-error")):
+        if text is not None:
+            to_ms(text, what=option)
+    given = {"success": success, "error": error}
+    kept = {name: text for name, text in given.items() if text is not None}
+    return Retention(**kept) if kept else None
 
 
 def read_params(text: str | None, file: Path | None) -> Any:
@@ -86,8 +105,8 @@ def _content(file: Path) -> str:
 
 # -- one ---------------------------------------------------------------------------------------------------------------
 
-async def _one(client: Client, workflow: str, params: Any, instance_id: str | None, wait: bool, output: Format) -> int:
-    handle = await client.create(workflow, params, id=instance_id)
+async def _one(client: Client, workflow: str, new: NewInstance, wait: bool, output: Format) -> int:
+    handle = await client.create(workflow, new.params, id=new.id, retention=new.retention)
     await _warn_unserved(client, workflow)
     if wait:
         say(f"created {handle}")
@@ -118,12 +137,12 @@ async def _warn_unserved(client: Client, workflow: str) -> None:
 
 # -- many --------------------------------------------------------------------------------------------------------------
 
-async def _many(client: Client, workflow: str, params: Any, count: int, wait: bool, output: Format) -> int:
+async def _many(client: Client, workflow: str, new: NewInstance, count: int, wait: bool, output: Format) -> int:
     began = time.monotonic()
     ids: list[str] = []
     errors: list[ToqueError] = []
     for first in range(0, count, BATCH_MAX):
-        batch = [NewInstance(params)] * min(BATCH_MAX, count - first)
+        batch = [new] * min(BATCH_MAX, count - first)
         for result in await client.create_batch(workflow, batch):
             if result.error is None:
                 ids.append(result.id)
