@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from toque._dead import DeadContent, DeadCount, DeadMessage, DeadResult
-from toque.client import BatchResult, Client, Instance, InstanceStatus, NewInstance, StepRef, TlsFiles
+from toque.client import BatchResult, Client, DeleteResult, Instance, InstanceStatus, NewInstance, StepRef, TlsFiles
 from toque.errors import (
     AppError,
     BrokerUnavailable,
@@ -33,6 +33,7 @@ from toque.errors import (
     StepNotFound,
     StepTimeout,
     ToqueError,
+    TwiceInBatch,
     Unavailable,
     UnknownWorkflow,
     UsageError,
@@ -57,6 +58,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "InstanceStatus",
     "NewInstance",
     "BatchResult",
+    "DeleteResult",
     "StepRef",
     "TlsFiles",
     # parked messages
@@ -82,6 +84,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "MisuseError",
     "LostRace",
     "InstanceExists",
+    "TwiceInBatch",
     "InstanceNotFound",
     "InstanceEnded",
     "EventRefused",

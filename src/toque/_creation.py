@@ -7,15 +7,14 @@ somebody else only the owner may say, since ours may have been admitted and purg
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
 from toque import _subjects
 from toque._accounts import queue_workflows
+from toque._bounded import for_each
 from toque._names import check_instance_id, new_instance_id
 from toque._payload import decode, encode, payload_max
 from toque._protocol import InstanceRequest
@@ -28,6 +27,7 @@ from toque.errors import (
     QueueFull,
     SetupError,
     ToqueError,
+    TwiceInBatch,
     UnknownWorkflow,
     UsageError,
 )
@@ -46,8 +46,6 @@ SINGLES_IN_FLIGHT: Final = 64
 QUESTIONS_IN_FLIGHT: Final = 256
 MESSAGE_OVERHEAD: Final = 160  # bytes of headers and protocol around one message of a batch, roughly
 
-T = TypeVar("T")
-
 
 class NewInstance(msgspec.Struct, frozen=True):
     """One creation of a batch. Without an `id` a new one is made."""
@@ -63,6 +61,11 @@ class BatchResult(msgspec.Struct, frozen=True):
     index: int
     id: str
     error: ToqueError | None = None
+
+    @property
+    def code(self) -> int | None:
+        """Cloudflare's code of the error: 10405 the id exists, 10415 twice in one batch. None without one."""
+        return getattr(self.error, "code", None)
 
 
 class Creation(NamedTuple):
@@ -233,7 +236,7 @@ class BatchCreator:
             if not isinstance(item, NewInstance):
                 raise UsageError(f"item {index} of the batch is a {type(item).__name__}, not a NewInstance(params, "
                                  "id=…); nothing was sent")
-        await _bounded(self._send, self._cut(items), BATCHES_IN_FLIGHT)
+        await for_each(self._send, self._cut(items), BATCHES_IN_FLIGHT)
         self._raise_if_all_unknown()
         errors = self._errors
         return [BatchResult(index, id_, errors.get(index)) for index, id_ in enumerate(self._ids)]
@@ -276,7 +279,7 @@ class BatchCreator:
 
     def _check_new_in_call(self, instance_id: str) -> None:
         if instance_id in self._chosen_ids:
-            raise InstanceExists(f"{self._workflow}/{instance_id} stands earlier in the same batch")
+            raise TwiceInBatch(f"{self._workflow}/{instance_id} stands earlier in the same batch")
         self._chosen_ids.add(instance_id)
 
     # -- sending --------------------------------------------------------------------------------------------------
@@ -329,7 +332,7 @@ class BatchCreator:
             else:
                 self._errors[index] = _exists(creation)
 
-        await _bounded(look, iter(batch), SINGLES_IN_FLIGHT)
+        await for_each(look, iter(batch), SINGLES_IN_FLIGHT)
         return sorted(rest, key=lambda item: item[0])
 
     async def _publish_singly(self, batch: Sequence[tuple[int, Creation]], deadline: Deadline, *,
@@ -343,7 +346,7 @@ class BatchCreator:
             except ToqueError as error:
                 self._errors[index] = error
 
-        await _bounded(publish, iter(batch), SINGLES_IN_FLIGHT)
+        await for_each(publish, iter(batch), SINGLES_IN_FLIGHT)
 
     async def _check_chosen(self, batch: Sequence[tuple[int, Creation]], deadline: Deadline) -> None:
         async def check(item: tuple[int, Creation]) -> None:
@@ -353,7 +356,7 @@ class BatchCreator:
             except ToqueError as error:
                 self._errors[index] = error
 
-        await _bounded(check, (item for item in batch if item[1].chosen), QUESTIONS_IN_FLIGHT)
+        await for_each(check, (item for item in batch if item[1].chosen), QUESTIONS_IN_FLIGHT)
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -377,22 +380,3 @@ def _given_up(creation: Creation, trouble: str, unsure: bool) -> BrokerUnavailab
     known = "whether it was stored is not known" if unsure else "nothing was stored"
     return BrokerUnavailable(f"the creation of {creation.workflow}/{creation.id} was not acknowledged in time; "
                              f"{known}: {trouble}")
-
-
-async def _bounded(act: Callable[[T], Awaitable[None]], items: Iterator[T], width: int) -> None:
-    """Call `act` for each item, `width` at a time. Items are taken one by one, as they are needed.
-
-    The first exception cancels the other calls and is raised.
-    """
-
-    async def work(first: T) -> None:
-        await act(first)
-        for item in items:
-            await act(item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for first in list(islice(items, width)):
-                group.create_task(work(first))
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None

@@ -23,6 +23,7 @@ from toque import _payload
 from toque._accounts import Accounts
 from toque._creation import BatchCreator, BatchResult, Creator, NewInstance
 from toque._dead import DeadMessages
+from toque._deletion import DeleteResult, checked_ids, delete_each
 from toque._durations import Duration, format_ms, to_ms
 from toque._names import approval_type, check_account, check_event_type, check_instance_id, check_workflow
 from toque._protocol import (
@@ -57,8 +58,8 @@ from toque.workflow import Retention, Workflow, params_type, result_type, workfl
 if TYPE_CHECKING:
     from toque.storage.ports import Bus, Randomness
 
-__all__ = ["BatchResult", "Client", "Instance", "InstanceStatus", "NewInstance", "QueueReport", "StationQueue",
-           "StationReport", "StepRef", "TlsFiles", "WorkflowReport"]
+__all__ = ["BatchResult", "Client", "DeleteResult", "Instance", "InstanceStatus", "NewInstance", "QueueReport",
+           "StationQueue", "StationReport", "StepRef", "TlsFiles", "WorkflowReport"]
 
 TIMEOUT_DEFAULT: Final = "10 seconds"
 BATCH_TIMEOUT_DEFAULT: Final = "30 seconds"
@@ -212,7 +213,7 @@ class Client:
         """Create many instances fast. One result per item, in order, each true for itself (`error` None = created).
 
         Items are stored in atomic batches of up to 1,000; `timeout` bounds the attempts for each of them. Errors of
-        items are those of `create`; the second of two items with one id gets InstanceExists. Ids of your own cost a
+        items are those of `create`; the second of two items with one id gets TwiceInBatch. Ids of your own cost a
         question to their owner each. A client that is killed meanwhile leaves any number of the items created.
         Raises UnknownWorkflow when no pod has ever served the workflow here.
         """
@@ -223,6 +224,18 @@ class Client:
             if isinstance(result.error, (BrokerUnavailable, OwnerAway)):
                 result.error.handle = self.handle(workflow, result.id)
         return results
+
+    async def delete_batch(self, workflow: type[Workflow[Any, Any]] | str, ids: Iterable[str], *,
+                           timeout: Duration = BATCH_TIMEOUT_DEFAULT) -> builtins.list[DeleteResult]:
+        """Delete instances, as many as there are, whatever their status: see `Instance.delete`.
+
+        One result per id, in order, each true for itself (`error` None = gone). An id that stands there twice is deleted
+        once, and both have its result. Errors are InstanceNotFound, InvalidName, OwnerAway (whether it is gone is not
+        known; call it again, that is harmless). `timeout` is for each. A client that is killed meanwhile leaves any
+        number of them deleted. Raises UsageError for what is no list of ids: nothing is deleted.
+        """
+        taken, name = checked_ids(ids), workflow_types(workflow)[0]
+        return await delete_each(taken, lambda instance_id: self.handle(name, instance_id).delete(timeout=timeout))
 
     # -- one instance ---------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ ToqueError
 │   └── MisuseError           a step inside a callback, a foreign await in run(), a step left open …
 ├── LostRace                  somebody else was first, or it is already over
 │   ├── InstanceExists        the id belongs to another creation
+│   │   └── TwiceInBatch      create_batch: an item before has the same id
 │   ├── StepNotFound          restart(from_=…): the history has no such step
 │   ├── InstanceNotFound      an owner said so: no instance of this id
 │   ├── InstanceEnded         the operation needs a live instance
@@ -90,6 +91,12 @@ class InstanceExists(LostRace):
     """An instance of this id exists from another creation (Cloudflare's code 10405)."""
 
     code = 10405
+
+
+class TwiceInBatch(InstanceExists):
+    """An item that stands earlier in the same batch has this id (Cloudflare's code 10415)."""
+
+    code = 10415
 
 
 class InstanceNotFound(LostRace):

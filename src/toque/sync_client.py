@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar, overload
 
 from toque._creation import BatchResult, NewInstance
+from toque._deletion import DeleteResult, checked_ids
 from toque._durations import Duration
 from toque._names import check_account, check_instance_id
 from toque._protocol import AccountRecord, DescribeView, PodView
@@ -231,10 +232,21 @@ class SyncClient:
         """See `Client.create_batch`: one result per item, in order, each true for itself."""
         taken = builtins.list(items)  # here, so that the caller's generator runs in the caller's thread
         results = self._call(lambda client: client.create_batch(workflow, taken, timeout=timeout))
+        self._own_handles(results)
+        return results
+
+    def delete_batch(self, workflow: type[Workflow[Any, Any]] | str, ids: Iterable[str], *,
+                     timeout: Duration = BATCH_TIMEOUT_DEFAULT) -> builtins.list[DeleteResult]:
+        """See `Client.delete_batch`: one result per id, in order, each true for itself."""
+        taken = checked_ids(ids)
+        results = self._call(lambda client: client.delete_batch(workflow, taken, timeout=timeout))
+        self._own_handles(results)
+        return results
+
+    def _own_handles(self, results: Iterable[BatchResult | DeleteResult]) -> None:
         for result in results:
             if isinstance(result.error, Unavailable):
                 result.error.handle = self._own_handle(result.error.handle)
-        return results
 
     # -- one instance ---------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from toque import (
     Approval,
     BatchResult,
     Client,
+    DeleteResult,
     Instance,
     InstanceStatus,
     NewInstance,
@@ -176,6 +177,8 @@ async def ask(paths: list[str]) -> None:
         assert_type(client.handle(Decorated, "b"), Instance[str])
         batch = await client.create_batch(Direct, [NewInstance(FileParams(path)) for path in paths])
         assert_type(batch, list[BatchResult])
+        assert_type(batch[0].code, int | None)
+        assert_type(await client.delete_batch(Direct, [result.id for result in batch]), list[DeleteResult])
         await client.create("direct", {"path": "a"})
         async for row in client.list(Direct, status="running", limit=10):
             assert_type(row, InstanceStatus)

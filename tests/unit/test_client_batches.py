@@ -12,10 +12,12 @@ from toque import _subjects, sim
 from toque.client import NewInstance
 from toque.errors import (
     InstanceExists,
+    InstanceNotFound,
     InvalidName,
     InvalidPayload,
     OwnerAway,
     QueueFull,
+    TwiceInBatch,
     UnknownWorkflow,
     UsageError,
 )
@@ -78,7 +80,7 @@ def test_one_bad_item_harms_no_other():
         results = await place.client.create_batch(Census, items)
 
         kinds = [type(result.error) for result in results]
-        assert kinds == [type(None), InvalidPayload, InvalidName, InstanceExists, type(None)]
+        assert kinds == [type(None), InvalidPayload, InvalidName, TwiceInBatch, type(None)]
         assert sorted(place.stored_ids()) == ["fine", "good"]
 
     sim.run(main(), seed=1)
@@ -218,5 +220,104 @@ def test_an_empty_batch_is_nothing():
 
         assert await place.client.create_batch("census", []) == []
         assert place.stored() == []
+
+    sim.run(main(), seed=1)
+
+
+def test_results_of_a_batch_carry_codes():
+    """Those of Cloudflare: the id exists, the id stands twice in the batch; none where nothing is wrong."""
+
+    async def main():
+        place = await new_place()
+        await place.client.create("census", id="old")
+
+        results = await place.client.create_batch("census", [NewInstance(id=id_) for id_ in ("new", "old", "new")])
+
+        assert [result.code for result in results] == [None, 10405, 10415]
+        assert isinstance(results[2].error, InstanceExists)  # whoever does not care which it was
+
+    sim.run(main(), seed=1)
+
+
+# -- deletions ---------------------------------------------------------------------------------------------------------
+
+def test_a_batch_of_deletions_has_a_result_at_each_position():
+    """In order, each true for itself; one that is not there, or has no legal id, harms no other."""
+
+    async def main():
+        place = await new_place()
+        for instance in ("a", "b"):
+            place.owner.put("census", instance, "running")
+
+        results = await place.client.delete_batch(Census, iter(["a", "none", "b", "a.b"]))
+
+        assert [(result.index, result.id) for result in results] == [(0, "a"), (1, "none"), (2, "b"), (3, "a.b")]
+        assert [type(result.error) for result in results] == [type(None), InstanceNotFound, type(None), InvalidName]
+        assert [result.code for result in results] == [None, 10400, None, None]
+        assert place.owner.instances == {}
+
+    sim.run(main(), seed=1)
+
+
+def test_an_id_that_stands_twice_is_deleted_once():
+    """And its result at both positions."""
+
+    async def main():
+        place = await new_place()
+        place.owner.put("census", "a", "running")
+
+        results = await place.client.delete_batch("census", ["a", "none", "a", "none"])
+
+        assert [result.code for result in results] == [None, 10400, None, 10400]
+        assert [operation for _, operation in place.owner.asked].count("delete") == 2
+
+    sim.run(main(), seed=1)
+
+
+def test_a_batch_of_deletions_may_be_large():
+    """Far more than Cloudflare's 100; so many questions at once and no more."""
+
+    async def main():
+        place = await new_place()
+        for number in range(1500):
+            place.owner.put("census", f"i{number}", "complete", ended_at=1)
+
+        results = await place.client.delete_batch("census", [f"i{number}" for number in range(1500)])
+
+        assert all(result.error is None for result in results) and len(results) == 1500
+        assert place.owner.instances == {}
+        assert await place.client.delete_batch("census", []) == []
+
+    sim.run(main(), seed=1)
+
+
+def test_a_deletion_that_nobody_answers_carries_its_handle():
+    """So that whoever deletes can ask again."""
+
+    async def main():
+        place = await new_place()
+        place.owner.muted = True
+
+        results = await place.client.delete_batch("census", ["a"], timeout="1 second")
+
+        assert isinstance(results[0].error, OwnerAway)
+        assert results[0].error.handle.id == "a"
+
+    sim.run(main(), seed=1)
+
+
+@pytest.mark.parametrize("ids", ["abc", [1], b"abc"])
+def test_what_is_no_list_of_ids_deletes_nothing(ids):
+    """The letters of an id are not ids."""
+
+    async def main():
+        place = await new_place()
+        for instance in "abc":
+            place.owner.put("census", instance, "running")
+
+        with pytest.raises(UsageError, match="nothing was deleted"):
+            await place.client.delete_batch("census", ids)
+
+        assert len(place.owner.instances) == 3
 
     sim.run(main(), seed=1)

@@ -123,6 +123,17 @@ def test_accounts_and_reports(client):
     assert [pod.pod for pod in client.pods()] == ["a", "b"]
 
 
+def test_a_batch_is_deleted(place, client):
+    """With the results of the asyncio client; an error's handle is one of this client."""
+    client.queues()
+    place.owner.put("census", "a", "running")
+
+    assert [result.code for result in client.delete_batch("census", iter(["a", "none", "a"]))] == [None, 10400, None]
+    place.owner.muted = True
+    error = client.delete_batch("census", ["b"], timeout="100 milliseconds")[0].error
+    assert isinstance(error, OwnerAway) and isinstance(error.handle, SyncInstance)
+
+
 def test_parked_messages_are_seen_to(place, client):
     """Every call of `client.dead`, with the answers of the asyncio client."""
     client.queues()
