@@ -79,7 +79,9 @@ class Waits:
         """End the soonest wait, if it is due by the broker's clock, whatever the pod's own says."""
         due = self.soonest
         early_ms = due - self._host.now_ms()
-        if not self._host.may_fire():
+        if not due:
+            self.disarm()  # the last one was dropped
+        elif not self._host.may_fire():
             self._set(UNKNOWN_TIME_S)
         elif early_ms > 0:
             self._set(early_ms / 1000)

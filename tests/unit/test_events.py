@@ -422,3 +422,22 @@ def test_an_event_is_not_matched_while_run_has_yet_to_see_the_one_before() -> No
         assert await host.output() == [1, 2]
 
     play(story)
+
+
+def test_the_timer_of_a_wait_that_got_its_event_does_nothing() -> None:
+    """No other wait is open when it fires, and a callback is inside."""
+
+    class Flow(Workflow[Any, Any]):
+        async def run(self, event: Event, step: Step) -> Any:
+            got = await step.wait_for_event("near", "a", timeout="900 ms")
+            return [got, await step.do("long", self.env.work, 1, 5.0)]
+
+    async def story() -> None:
+        host = EngineHost(Flow, env=Recorder())
+        host.create()
+        await host.settle()
+        host.send("a", 7)
+
+        assert (await host.output())[0] == 7
+
+    play(story)
