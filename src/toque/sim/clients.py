@@ -10,18 +10,23 @@ from typing import Any, Final
 
 import msgspec
 
+from toque import _subjects as subjects
 from toque.chaos.history import CREATE, RESULT, Op
 from toque.client import Instance, NewInstance
 from toque.errors import InstanceFailed, LostRace, ToqueError, Unavailable
-from toque.sim.plan import Creation
+from toque.sim.plan import Creation, Sending
+from toque.sim.shapes import EVENT_TYPE
 from toque.sim.world import World
 from toque.storage.memory_bus import MemoryBus
 from toque.storage.ports import BusError, BusTimeout, NoResponders
 
 TERMINATE: Final = "terminate"
+EVENT: Final = "event"
 CLIENTS: Final = 2
 CREATE_TIMEOUT: Final = "8 seconds"
 RESULT_TIMEOUT: Final = "20 seconds"
+SEND_TIMEOUT: Final = "4 seconds"
+SEND_S_MAX: Final = 30.0  # so long an event is sent again, whatever was answered
 AGAIN_S: Final = 0.5
 
 
@@ -30,6 +35,7 @@ class Clients:
 
     def __init__(self, world: World, creations: Sequence[Creation]) -> None:
         self.params: dict[int, Any] = {}  # by the op's number
+        self.events: dict[int, str] = {}  # ids of events, by the op's number
         self.buses = [MemoryBus(world.broker, f"client-{number}") for number in range(CLIENTS)]
         self._clients = [world.client(bus) for bus in self.buses]
         self._world = world
@@ -53,6 +59,8 @@ class Clients:
         for creation in group:
             if creation.terminate_at_s:
                 self._spawn(self._terminate(creation))
+            for sending in creation.events:
+                self._spawn(self._send(creation, sending))
 
     def _spawn(self, coroutine: Any) -> None:
         self.tasks.append(asyncio.ensure_future(coroutine))
@@ -117,6 +125,33 @@ class Clients:
         handle = self._clients[1].handle(creation.workflow, creation.id)
         with contextlib.suppress(ToqueError), self._ops.recording(TERMINATE, creation.workflow, creation.id):
             await handle.terminate()
+
+    async def _send(self, creation: Creation, sending: Sending) -> None:
+        """Send an event; by request until it is known what became of it, always with the same id."""
+        await asyncio.sleep(sending.at_s)
+        handle = self._clients[1].handle(creation.workflow, creation.id)
+        give_up = self._world.now + SEND_S_MAX
+        while True:
+            op = self._ops.invoke(EVENT, creation.workflow, creation.id)
+            self.events[op.number] = sending.id
+            try:
+                if sending.how == "plain":
+                    await self._publish_event(creation, sending)
+                else:
+                    await handle.send_event(EVENT_TYPE, sending.id, event_id=sending.id, timeout=SEND_TIMEOUT)
+            except (LostRace, BusError, NoResponders) as error:
+                self._ops.failed(op, repr(error))
+            except Unavailable as error:
+                self._ops.unknown(op, repr(error))
+            else:
+                return self._ops.ok(op)
+            if sending.how == "plain" or self._world.now > give_up:
+                return None
+            await asyncio.sleep(AGAIN_S)
+
+    async def _publish_event(self, creation: Creation, sending: Sending) -> None:
+        subject = subjects.event("main", creation.workflow, creation.id, EVENT_TYPE)
+        await self.buses[0].publish(subject, msgspec.json.encode(sending.id), {subjects.REQUEST_HEADER: sending.id})
 
     async def _result(self, handle: Instance[Any]) -> None:
         """Ask until somebody tells the end."""

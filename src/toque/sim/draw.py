@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import msgspec
+
 from toque.sim import plan as p
 from toque.storage.memory_broker import DELAY, DROP_BEFORE, DUPLICATE, LOSE_ANSWER, REFUSE
 
@@ -19,6 +21,7 @@ FAULTS_MAX: Final = 16
 KINDS_MIN: Final = 2
 INSTANCES: Final = 20
 TTLS_S: Final = (2, 2, 3)
+EVENT_RUNS: Final = 0.5  # of all runs
 LIMITS: Final = (3, 6, 12, 50, 50)
 SNAPSHOT_BYTES: Final = (0, 1_000, 5_000)
 DRIFT_MAX: Final = 0.0003  # below what broker time allows for
@@ -52,11 +55,16 @@ def draw_plan(seed: int) -> p.Plan:
     slowest_ms = rng.choice((1.0, 2.0, 2.0, 20.0))
     snapshot_bytes = rng.choice(SNAPSHOT_BYTES)
     faults = _faults(rng, kinds, ttl_s=ttl_s, safety_s=safety_s, workflows=[shape.name for shape in shapes], limit=limit)
+    stations, retries = rng.choice((2, 3, 4)), rng.randint(2, 3)
+    retry_delay_s = round(rng.choice((0.2, 0.5, 2.0)), 3)
+    clocks = tuple(_clock(rng) for _ in range(PODS))
+    creations = _creations(rng, [shape.name for shape in shapes], safety_s)
+    shapes, creations, faults = _with_events(random.Random(f"events {seed}"), shapes, creations, faults, ttl_s)
     return p.Plan(
-        seed=seed, ttl_s=ttl_s, stations=rng.choice((2, 3, 4)), limit=limit, retries=rng.randint(2, 3),
-        retry_delay_s=round(rng.choice((0.2, 0.5, 2.0)), 3), delay_ms=(0.1, slowest_ms), safety_s=round(safety_s, 3),
-        clocks=tuple(_clock(rng) for _ in range(PODS)), shapes=shapes,
-        creations=_creations(rng, [shape.name for shape in shapes], safety_s), faults=faults,
+        seed=seed, ttl_s=ttl_s, stations=stations, limit=limit, retries=retries,
+        retry_delay_s=retry_delay_s, delay_ms=(0.1, slowest_ms), safety_s=round(safety_s, 3),
+        clocks=clocks, shapes=shapes,
+        creations=creations, faults=faults,
         snapshot_bytes=snapshot_bytes,
         knobs=f"ttl {ttl_s} s, limit {limit}, delays to {slowest_ms:g} ms, faults: {', '.join(kinds)}")
 
@@ -108,6 +116,39 @@ def _branches(rng: random.Random, name: str) -> p.StepShape:
             branch.append(_step(rng, f"{name}c"))
         branches.append(tuple(branch))
     return p.StepShape(name, kind=rng.choice(("gather", "group")), branches=tuple(branches))
+
+
+def _with_events(rng: random.Random, shapes: Sequence[p.Shape], creations: Sequence[p.Creation],
+                 faults: Sequence[p.Fault], ttl_s: int) -> tuple[
+                     tuple[p.Shape, ...], tuple[p.Creation, ...], tuple[p.Fault, ...]]:
+    """In some of the runs: waits for events in the workflows, events for the instances, faults on their ways.
+
+    Drawn apart, so that the other runs are what they were before there were events.
+    """
+    if rng.random() >= EVENT_RUNS:
+        return tuple(shapes), tuple(creations), tuple(faults)
+    waits: dict[str, int] = {}
+    drawn: list[p.Shape] = []
+    for shape in shapes:
+        steps = list(shape.steps)
+        waits[shape.name] = rng.randint(1, 3)
+        for number in range(waits[shape.name]):
+            timeout_s = rng.choice((0.5, 2.0, 20.0, 20.0))
+            steps.insert(rng.randrange(len(steps)), p.StepShape(f"e{number}", kind="event", timeout_s=timeout_s))
+        drawn.append(msgspec.structs.replace(shape, steps=tuple(steps)))
+    sent = [msgspec.structs.replace(creation, events=_sendings(rng, creation, waits[creation.workflow]))
+            for creation in creations]
+    more = [p.Fault(round(rng.uniform(0.0, ttl_s * 5.0), 3), p.MESSAGES, seconds=_times(rng, ttl_s, 0.1, 2), how=how,
+                    subject="toque.main.event.>", times=rng.choice((1, 2, 5)))
+            for how in rng.sample(JETSTREAM_FAULTS, rng.randint(0, 3))]
+    return tuple(drawn), tuple(sent), tuple(sorted((*faults, *more), key=lambda fault: fault.at_s))
+
+
+def _sendings(rng: random.Random, creation: p.Creation, waits: int) -> tuple[p.Sending, ...]:
+    """About as many as there are waits, from before the creation on."""
+    return tuple(p.Sending(round(max(0.0, creation.at_s + rng.uniform(-1.0, 8.0)), 3), f"{creation.id}-{number}",
+                           rng.choice(("request", "request", "plain")))
+                 for number in range(rng.randint(max(0, waits - 1), waits + 1)))
 
 
 def _creations(rng: random.Random, workflows: Sequence[str], safety_s: float) -> tuple[p.Creation, ...]:

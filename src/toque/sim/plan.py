@@ -52,15 +52,15 @@ class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
 # -- load --------------------------------------------------------------------------------------------------------------
 
 class StepShape(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of a workflow's run(): a step, a sleep, or branches that go on side by side."""
+    """One line of a workflow's run(): a step, a sleep, a wait for an event, or branches that go on side by side."""
 
     name: str
-    kind: str = "do"  # do | sleep | gather | group
+    kind: str = "do"  # do | sleep | event | gather | group
     seconds: float = 0.0  # inside the callback, or asleep
     sync: bool = False  # the callback runs in a thread
     fails: int = 0  # so many attempts raise
     hangs: int = 0  # so many attempts take longer than the time-out
-    timeout_s: float = 0.0  # 0 = the default one
+    timeout_s: float = 0.0  # 0 = the default one; of a wait for an event: always given, and caught
     caught: bool = False  # run() goes on when the step has failed for good
     branches: tuple[tuple[StepShape, ...], ...] = ()
 
@@ -72,6 +72,14 @@ class Shape(msgspec.Struct, frozen=True):
     steps: tuple[StepShape, ...]
 
 
+class Sending(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One event that somebody sends to an instance."""
+
+    at_s: float
+    id: str
+    how: str = "request"  # request | plain (a NATS publish)
+
+
 class Creation(msgspec.Struct, frozen=True, omit_defaults=True):
     """One instance that somebody asks for. Creations of one `batch` (> 0) are sent in one call."""
 
@@ -81,6 +89,7 @@ class Creation(msgspec.Struct, frozen=True, omit_defaults=True):
     how: str = "create"  # create | twice (two creators at once) | batch | plain (a NATS publish)
     batch: int = 0
     terminate_at_s: float = 0.0  # 0 = never
+    events: tuple[Sending, ...] = ()
 
 
 class HostClock(msgspec.Struct, frozen=True):

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from toque.errors import StepError
+from toque.errors import EventTimeout, StepError
 from toque.sim.history import History
 from toque.sim.plan import Plan, Shape, StepShape
 from toque.sim.process import work_in_thread
 from toque.workflow import Retries, Step, StepContext, Workflow, WorkflowEvent
 
 TIMEOUT_DEFAULT_S: Final = 600.0
+EVENT_TYPE: Final = "go"  # of all events
 HANG_FACTOR: Final = 2.0  # how much longer than its time-out a hanging attempt takes
 
 Line = list[Any]  # of an output: [branch, step, the callback's result or how the step failed]
@@ -34,9 +35,9 @@ def make_workflow(shape: Shape, plan: Plan, history: History) -> type[Workflow[A
 
     class Shaped(Workflow[Any, Any], name=shape.name):
         async def run(self, event: WorkflowEvent[Any], step: Step) -> Any:
-            lines: list[Line] = []
-            await _Run(plan, callbacks, step, lines).follow("", shape.steps)
-            return {"params": event.payload, "lines": sorted(lines)}
+            run = _Run(plan, callbacks, step)
+            await run.follow("", shape.steps)
+            return {"params": event.payload, "lines": sorted(run.lines), "events": run.events}
 
     return Shaped
 
@@ -44,16 +45,19 @@ def make_workflow(shape: Shape, plan: Plan, history: History) -> type[Workflow[A
 class _Run:
     """One run() of one instance."""
 
-    def __init__(self, plan: Plan, callbacks: tuple[Any, Any], step: Step, lines: list[Line]) -> None:
+    def __init__(self, plan: Plan, callbacks: tuple[Any, Any], step: Step) -> None:
         self._plan = plan
         self._callbacks = callbacks
         self._step = step
-        self._lines = lines
+        self.lines: list[Line] = []
+        self.events: list[Any] = []  # payloads in the order of the waits; None for a time-out
 
     async def follow(self, branch: str, steps: Sequence[StepShape]) -> None:
         for shape in steps:
             if shape.kind == "sleep":
                 await self._step.sleep(shape.name, timedelta(seconds=shape.seconds))
+            elif shape.kind == "event":
+                await self._event(shape)
             elif shape.kind == "do":
                 await self._do(branch, shape)
             else:
@@ -68,19 +72,26 @@ class _Run:
                 for run in runs:
                     group.create_task(run)
 
+    async def _event(self, shape: StepShape) -> None:
+        try:
+            payload = await self._step.wait_for_event(shape.name, EVENT_TYPE, timeout=timedelta(seconds=shape.timeout_s))
+        except EventTimeout:
+            payload = None
+        self.events.append(payload)
+
     async def _do(self, branch: str, shape: StepShape) -> None:
         retries = Retries(limit=self._plan.retries, delay=timedelta(seconds=self._plan.retry_delay_s),
                           backoff="constant")
         timeout = timedelta(seconds=shape.timeout_s or TIMEOUT_DEFAULT_S)
         callback = self._callbacks[shape.sync]
         try:
-            result = await self._step.do(shape.name, callback, branch, shape, len(self._lines), retries=retries,
+            result = await self._step.do(shape.name, callback, branch, shape, len(self.lines), retries=retries,
                                          timeout=timeout)
         except StepError as error:
             if not shape.caught:
                 raise
             result = ["failed", error.attempts]
-        self._lines.append([branch, shape.name, result])
+        self.lines.append([branch, shape.name, result])
 
 
 def _make_callbacks(history: History) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ from toque.chaos.pairing import CANCELLED, CUT, Kill, Ledgered, pair
 from toque.chaos.verdicts import InstanceKey, Verdict
 from toque.sim.checks import check_chains, check_folds, check_leases, check_steps
 from toque.sim.clients import TERMINATE, Clients, told
+from toque.sim.event_verdicts import check_events
 from toque.sim.history import Visit
 from toque.sim.plan import LIMIT, Plan
 from toque.sim.shapes import flat, late_threads, step_order
@@ -76,7 +77,7 @@ def judge(world: World, plan: Plan, clients: Clients) -> list[Verdict]:
                  retries=plan.retries, recorded_ns_max=math.inf),  # a journal may be write-dead for as long as it takes
         check_l1(honest, limit=limit), check_ledger(ledger),
         _journal_once(facts), _exists(facts, clients), _outputs(facts), _timers(facts, plan), _back_off(facts, plan),
-        _terminated(facts, honest), _in_time(world),
+        _terminated(facts, honest), _in_time(world), *check_events(facts, clients),
         _asserted("P1", "each station's journal is one chain of epochs", lambda: check_chains(world)),
         _asserted("E1j", "no callback was entered after its checkpoint stood in the journal", lambda: check_steps(
             world, {(stop.pid, stop.session) for stop in world.history.stops if stop.believes})),
