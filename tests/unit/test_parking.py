@@ -85,7 +85,7 @@ def test_the_largest_parked_message_is_taken() -> None:
     ("toque.main.create.census.*", ("create", "census", "*", "toque.main.create.census.*")),
     ("toque.main.create.census.>", ("create", "census", ">", "toque.main.create.census.>")),
     ("toque.main.event.census.a-1.paid", ("event", "census", "a-1", "toque.main.event.census.a-1.paid")),
-    ("toque.main.events.census.1.6.a-1.paid", ("event", "census", "a-1", "toque.main.event.census.a-1.paid")),
+    ("toque.main.events.1.6.census.a-1.paid", ("event", "census", "a-1", "toque.main.event.census.a-1.paid")),
     ("toque.main.journal.1.6", None), ("elsewhere", None), ("", None)])
 def test_the_origin_says_by_which_subject_a_message_came(subject: str, origin: tuple[str, ...] | None) -> None:
     """What was stored under generation and station is published without them again."""

@@ -145,7 +145,7 @@ class Clients:
                 self._ops.unknown(op, repr(error))
             else:
                 return self._ops.ok(op)
-            if sending.how == "plain" or self._world.now > give_up:
+            if sending.how == "plain" or "InstanceEnded" in op.value or self._world.now > give_up:
                 return None
             await asyncio.sleep(AGAIN_S)
 

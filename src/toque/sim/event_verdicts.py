@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def _ordered(facts: Facts, clients: Clients) -> Verdict:
         for op, event_id in sent:
             verdict.checked += 1
             late = [other for id_, other in began.items() if op.outcome == OK and op.returned_ns <= other.invoked_ns
-                    and places.get(id_, len(places)) < places.get(event_id, 0)]
+                    and places.get(id_, math.inf) < places.get(event_id, 0)]
             for other in late:
                 verdict.violated(f"{key}: what op {op.number} sent came behind what op {other.number} sent later")
     return verdict
