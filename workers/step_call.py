@@ -14,11 +14,11 @@ from toque._durations import Duration, to_ms
 from toque._names import approval_type, check_event_type, check_step_name
 from toque._payload import check_type, return_type
 from toque._protocol import ApprovalPayload
-from toque.errors import InvalidDuration, MisuseError, UsageError
+from toque.errors import InvalidDuration, MisuseError, TooManySteps, UsageError
 from toque.storage.fold import step_key
 from toque.storage.records import StepKind
 from toque.workers.instance_loop import Evicted
-from toque.workflow import DEFAULT_OPTIONS, WAIT_TIMEOUT_DEFAULT, Approval, Retries, StepOptions, resolve_options
+from toque.workflow import DEFAULT_OPTIONS, WAIT_TIMEOUT_DEFAULT, Approval, Retries, StepOptions, resolve_options, steps_max
 
 if TYPE_CHECKING:
     from toque.workers.engine import Engine
@@ -103,12 +103,13 @@ class StepCall(asyncio.Future[Any]):
 class RunStep:
     """The `step` argument of run(): see `toque.workflow.Step`."""
 
-    __slots__ = ("_counts", "_engine", "_evicted")
+    __slots__ = ("_counts", "_engine", "_evicted", "_steps")
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._counts: dict[tuple[StepKind, str], int] = {}
         self._evicted = False  # run() has been told so
+        self._steps = 0  # opened so far, but sleeps
 
     def do(self, name: str, fn: Callable[..., Any] | None = None, /, *args: Any,
            retries: Retries | None = None, timeout: Duration | None = None) -> Any:
@@ -186,6 +187,10 @@ class RunStep:
         if engine.closed and not self._evicted:
             self._evicted = True
             raise Evicted
+        self._steps += kind is not StepKind.SLEEP
+        if self._steps > (limit := steps_max(engine.flow)):
+            raise TooManySteps(f"run() has begun more than {limit:,} steps. Let a child or another instance go on, or "
+                               f"raise the limit: class …(Workflow, steps_max=…)")
         count = self._counts[kind, name] = self._counts.get((kind, name), 0) + 1
         return StepCall(engine, kind, name, count)  # of a closed engine: run() has caught Evicted; this never comes
 

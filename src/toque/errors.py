@@ -7,6 +7,7 @@ ToqueError
 │   ├── InvalidPayload        a value that cannot be encoded, or does not fit its type
 │   ├── PayloadTooLarge       more than 1 MiB (or than the server takes)
 │   ├── AppError              an APP that cannot be imported, or holds no workflow
+│   ├── TooManySteps          run() has begun more steps than its workflow allows
 │   └── MisuseError           a step inside a callback, a foreign await in run(), a step left open …
 ├── LostRace                  somebody else was first, or it is already over
 │   ├── InstanceExists        the id belongs to another creation
@@ -81,6 +82,10 @@ class AppError(UsageError):
 
 class MisuseError(UsageError):
     """A rule of run() and callbacks was broken; the message names the step and the remedy."""
+
+
+class TooManySteps(UsageError):
+    """run() has begun more steps than its workflow allows (`steps_max`); sleeps do not count."""
 
 
 class LostRace(ToqueError):

@@ -42,6 +42,8 @@ P = ParamSpec("P")
 Backoff = Literal["constant", "linear", "exponential"]
 
 VERSION_LENGTH_MAX = 64
+STEPS_MAX_DEFAULT = 10_000
+STEPS_MAX_MAX = 1_000_000
 RETRY_LIMIT_MAX = 10_000
 TIMEOUT_DEFAULT = "10 minutes"
 WAIT_TIMEOUT_DEFAULT = "24 hours"
@@ -293,6 +295,9 @@ class Workflow(Generic[Params, Result]):
     `class Census(Workflow[FileParams, FileReport], name="census", version="2")`: the name defaults to the class's own,
     the version to "1". `run` is replayed after a crash with the recorded results of its steps, so whatever differs
     from one time to the next (clock, chance, I/O) belongs into a step.
+
+    `retention` says how long ended instances are kept, seven days by default; `steps_max` how many steps an instance may
+    begin, 10,000 by default, up to 1,000,000.
     """
 
     env: Any = None
@@ -301,14 +306,17 @@ class Workflow(Generic[Params, Result]):
     _toque_name: ClassVar[str] = ""
     _toque_version: ClassVar[str] = ""
     _toque_retention: ClassVar[list[int]] = RETENTION_DEFAULT.ms()
+    _toque_steps_max: ClassVar[int] = STEPS_MAX_DEFAULT
 
     def __init_subclass__(cls, *, name: str | None = None, version: str = "1", retention: Retention | None = None,
-                          **kwargs: Any) -> None:
+                          steps_max: int | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._toque_name = check_workflow(cls.__name__ if name is None else name)
         cls._toque_version = _check_version(version)
         if retention is not None:
             cls._toque_retention = retention.ms()
+        if steps_max is not None:
+            cls._toque_steps_max = _check_steps_max(steps_max)
         if "run" in cls.__dict__:
             _check_run(cls)
 
@@ -325,6 +333,11 @@ def workflow_name(cls: type[Workflow[Any, Any]]) -> str:
 def workflow_version(cls: type[Workflow[Any, Any]]) -> str:
     """The version that the class was given."""
     return cls._toque_version
+
+
+def steps_max(cls: type[Workflow[Any, Any]]) -> int:
+    """How many steps an instance may begin; sleeps do not count."""
+    return cls._toque_steps_max
 
 
 def keep(cls: type[Workflow[Any, Any]], asked: list[int]) -> list[int]:
@@ -449,6 +462,12 @@ def _check_version(version: str) -> str:
         raise UsageError(f"version is {version!r:.80}; legal are texts of 1 to {VERSION_LENGTH_MAX} letters, digits "
                          "and '_', '.', '+', '-'")
     return version
+
+
+def _check_steps_max(steps: int) -> int:
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= STEPS_MAX_MAX:
+        raise UsageError(f"steps_max is {steps!r:.80}; it must be a whole number from 1 to {STEPS_MAX_MAX:,}")
+    return steps
 
 
 def _check_run(cls: type[Workflow[Any, Any]]) -> None:

@@ -582,3 +582,26 @@ def test_errors_of_any_kind_in_a_callback_fail_its_step_alone(error: type[BaseEx
         return "nothing"
 
     assert output_of(body) in (error.__name__, "RuntimeError")
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_an_instance_begins_so_many_steps_and_no_more(crash: bool) -> None:
+    """A loop without end is told apart from long work, after a crash too; sleeps do not count."""
+
+    class Loop(Workflow[Any, Any], steps_max=3):
+        async def run(self, event: Event, step: Step) -> Any:
+            while True:
+                await step.do("again", work)
+                await step.sleep("rest", "1 millisecond")
+
+    async def story() -> r.Failure:
+        host = EngineHost(Loop)
+        host.create()
+        if crash:
+            await host.cut_after(3)
+            host.load()
+        return await host.failure()
+
+    failure = play(story)
+    assert failure.type == "toque.errors.TooManySteps"
+    assert "more than 3 steps" in failure.message

@@ -333,3 +333,10 @@ def test_a_local_variable_named_ctx_is_no_parameter():
         return ctx
 
     assert context_place(callback) is None
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1_000_001, "5", True])
+def test_an_illegal_number_of_steps_is_refused_where_the_class_is_written(steps):
+    """With the bounds."""
+    with pytest.raises(UsageError, match="from 1 to 1,000,000"):
+        type("Flow", (Workflow,), {}, steps_max=steps)
