@@ -231,7 +231,7 @@ class Answers:
         limit = max(1, min(request.limit, LIST_LIMIT_MAX))
         rows = self._context.store.page(self._station.id, workflow=request.workflow, status=request.status,
                                         after=request.after, limit=limit)
-        views = [self._row_view(row) for _, row in rows]
+        views = [self._row_view(serial, row) for serial, row in rows]
         return self._value(ListPage(views, rows[-1][0] if len(rows) == limit else 0), json)
 
     async def _report(self, request: ListRequest, json: bool) -> Answer:
@@ -280,19 +280,21 @@ class Answers:
         engine = self._station.by_id.get((request.workflow, request.id))
         serial = self._context.store.find(self._station.id, request.workflow, request.id)
         row = self._context.store.row(self._station.id, serial) if serial is not None else None
-        if engine is not None and (row is None or engine.admitting or engine.ended or engine.is_started):
+        goes_on = engine is not None and engine.is_started and not engine.closed
+        if engine is not None and (row is None or engine.admitting or engine.ended or goes_on):
             return self._engine_view(engine, json)
         if row is None or serial is None:
             return None
-        view = self._row_view(row)
+        view = self._row_view(serial, row)
         if row.status.ended:
             end = self._context.store.history(self._station.id, serial)[-1]
             if isinstance(end, r.Ended):
                 _add_end(view, end, json)
         return view
 
-    def _row_view(self, row: r.InstanceRow) -> InstanceView:
-        blocked = "" if row.status.ended else (self._station.missing(row) or row.blocked_on)
+    def _row_view(self, serial: int, row: r.InstanceRow) -> InstanceView:
+        held = "" if row.status.ended else (self._station.missing(row) or row.blocked_on)
+        blocked = held or self._slot_wanted(serial, row.status)
         return InstanceView(row.workflow, row.id, row.status.label, row.run, row.created_at, row.admitted_at,
                             row.ended_at, row.wake_at, str(self._station.id), self._context.pod, blocked,
                             awaits=list(dict.fromkeys(row.awaits.values())), buffered=row.buffered)
@@ -308,13 +310,14 @@ class Answers:
         view.admitted_at = admitted.at
         if engine.must_wait:
             return view
-        view.blocked_on = engine.blocked
         if engine.end is not None:
             view.status = engine.end.status.label
             view.ended_at = engine.end.at
             _add_end(view, engine.end, json)
         else:
-            view.status = _live_status(engine).label
+            status = _live_status(engine)
+            view.status = status.label
+            view.blocked_on = engine.blocked or self._slot_wanted(engine.serial, status)
             view.wake_at = engine.wake_at
             view.awaits, view.buffered = engine.events.awaited, engine.events.buffered
         return view
@@ -325,6 +328,11 @@ class Answers:
             return None
         return InstanceView(request.workflow, request.id, r.Status.QUEUED.label, created_at=message.time_ms,
                             station=str(self._station.id), pod=self._context.pod, blocked_on="slot")
+
+    def _slot_wanted(self, serial: int, status: r.Status) -> str:
+        """ "slot" for an instance that could go on and has none; "" for any other."""
+        could_go_on = status in (r.Status.RUNNING, r.Status.WAITING)
+        return "slot" if could_go_on and self._station.stands_in_line(serial) else ""
 
 
 def _live_status(engine: Engine) -> r.Status:

@@ -56,6 +56,7 @@ class Lifecycle:
                     await self._finder.clear_queue(request.workflow, request.id)
                 return self._ok()
             answer = await self.operations[name][1](request)
+            await self._store.flush()  # so that whoever has heard of it sees it, in lists too
             if request.request and answer.code == "ok":
                 self._done[request.workflow, request.id, request.request] = None
                 while len(self._done) > DONE_MAX:

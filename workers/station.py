@@ -301,10 +301,8 @@ class Station:
 
     def engine_called(self, engine: Engine) -> None:
         """Not while the station is frozen: the index keeps that it was called, for whoever goes on with it."""
-        serial = engine.serial
-        wants_one = serial in self._armed and self._armed[serial] is None
-        if not self.frozen and not engine.has_slot and not wants_one:
-            self._want_slot(self.now_ms(), serial)
+        if not self.frozen and not engine.has_slot and not self.stands_in_line(engine.serial):
+            self._want_slot(self.now_ms(), engine.serial)
 
     def before_time_out(self, engine: Engine, decide: Callable[[], None]) -> None:
         self.time_outs.ask((engine.admitted.workflow, engine.admitted.id), decide)
@@ -515,6 +513,10 @@ class Station:
             timer.cancel()
         self._armed[serial] = None
         self.context.slots.wake(due, self, serial)
+
+    def stands_in_line(self, serial: int) -> bool:
+        """Whether it could go on, and waits for a slot."""
+        return serial in self._armed and self._armed[serial] is None
 
     async def _scan_timers(self) -> None:
         """Bring the timers that are due soon into memory; the others stay in the store."""

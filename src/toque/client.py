@@ -101,7 +101,7 @@ class InstanceStatus:
     error: ErrorView | None
     """Why it errored; None otherwise, and in lists."""
     blocked_on: str
-    """Why it is held though it could run; empty when it is not."""
+    """Why it does not run though it could: it waits for a `slot`, or is held (docs/states.md); else empty."""
     station: str
     pod: str
     awaits: tuple[str, ...] = ()

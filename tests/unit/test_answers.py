@@ -45,7 +45,7 @@ class Asking:
         control = SimpleNamespace(layout=Layout(generations=[(1, 1)]))
         header = r.GroupHeader(7, "s", 1, 0)
         station: Any = SimpleNamespace(
-            id=STATION, account="main", by_id=by_id, missing=lambda row: "",
+            id=STATION, account="main", by_id=by_id, missing=lambda row: "", stands_in_line=lambda serial: False,
             context=SimpleNamespace(store=store, pod="pod-a", control=control),
             commits=SimpleNamespace(tail=r.Position(1, header)), epoch=header.epoch)
         request = encode(InstanceRequest(workflow="flow", id="i1"), json=json)
