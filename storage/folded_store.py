@@ -49,6 +49,12 @@ class FoldedReaders:
             records.extend(r.decode_records(data))
         return records
 
+    def history_from(self, station: StationId, serial: int, run: int, seq: int, limit: int) -> list[list[r.Record]]:
+        prefix = fold.station_key(station)
+        start = fold.history_key(prefix, serial, run, seq)
+        rows = self._tables.scan(fold.HISTORY, fold.serial_key(prefix, serial), start, limit)
+        return [r.decode_records(data) for _, data in rows]
+
     def unended(self, station: StationId) -> Iterable[tuple[int, r.InstanceRow]]:
         prefix = fold.station_key(station)
         for key, _ in self._pages(fold.LIVE, prefix, prefix):

@@ -363,6 +363,13 @@ class Store(Protocol):
         """Every record of the instance's present run, in order."""
         ...
 
+    def history_from(self, station: StationId, serial: int, run: int, seq: int, limit: int) -> list[list[Record]]:
+        """At most `limit` pieces of the instance's kept records, in order: those that begin at (run, seq) or behind it.
+
+        A piece is what one group brought of the instance. Cheaper than the whole history, and bounded.
+        """
+        ...
+
     def unended(self, station: StationId) -> Iterable[tuple[int, InstanceRow]]:
         """Every live instance, oldest first."""
         ...

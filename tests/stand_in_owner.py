@@ -24,6 +24,9 @@ from toque._protocol import (
     QueueView,
     RestartRequest,
     StationView,
+    WatchPage,
+    WatchRequest,
+    WatchView,
 )
 from toque._subjects import NONCE_HEADER, StationId, station_number
 from toque.client import Client
@@ -47,6 +50,7 @@ class StandInOwner:
         self.say: list[Answer] = []  # the next answers, whatever is asked
         self.asked: list[tuple[str, str]] = []  # (station, operation)
         self.instances: dict[tuple[str, str], InstanceView] = {}
+        self.events: dict[tuple[str, str], list[WatchView]] = {}  # for those who watch
         self.nonces: dict[tuple[str, str], str] = {}
         self.restarts: list[tuple[str, str, int, str]] = []  # (id, step's name, count, kind)
         self.committed: dict[str, int] = {}  # by workflow, at each station
@@ -76,6 +80,29 @@ class StandInOwner:
         self.nonces[workflow, instance_id] = nonce
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def tell(self, workflow: str, instance_id: str, type_: str, *, value: Any = None, **fields: Any) -> None:
+        """One more event of an instance; wakes whoever watches it."""
+        events = self.events.setdefault((workflow, instance_id), [])
+        events.append(WatchView(type_, 1000 + len(events), cursor=str(len(events) + 1),
+                                value=msgspec.Raw(_pack(value)), **fields))
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _watch(self, data: bytes, station: str) -> Answer:
+        request = msgspec.msgpack.decode(data, type=WatchRequest)
+        events = self.events.get((request.workflow, request.id))
+        if events is None:
+            return Answer(self.epoch, "not_found")
+        after = int(request.cursor or 0)
+        try:
+            async with asyncio.timeout(request.wait_s):
+                while len(events) == after and events[-1].type != "workflow_completed":
+                    await self._changed.wait()
+        except TimeoutError:
+            pass  # an empty page
+        page = [event for event in events[after:] if not request.types or event.type in request.types]
+        return self._ok(WatchPage(page, str(len(events)), ended=events[-1].type == "workflow_completed"))
 
     def _hear(self, message: Message) -> None:
         _, _, _, generation, number, operation = message.subject.split(".")

@@ -1,4 +1,4 @@
-"""Answers what clients ask the owner of a station: status, describe, wait, exists, list, report; others steer instances.
+"""Answers what clients ask the owner of a station: status, describe, wait, watch, exists, list, report; others steer.
 
 A negative answer comes only from here (protocol rule 16): index, then the queue by leader read, then the index again.
 Every reply is gated by the session's deadline and carries the epoch (rule 24).
@@ -30,6 +30,7 @@ from toque._protocol import (
     SnapshotView,
     StationView,
     StepView,
+    WatchRequest,
     encode,
     is_json,
 )
@@ -44,6 +45,7 @@ from toque.workers.finder import Finder
 from toque.workers.lifecycle import Lifecycle
 from toque.workers.news import within
 from toque.workers.station import Station
+from toque.workers.watching import Watching
 
 LIST_LIMIT_MAX = 1000
 
@@ -68,6 +70,8 @@ class Answers:
             "report": (ListRequest, self._report),
         }
         self._finder = Finder(station)
+        self.watching = Watching(station, self._finder)
+        self._operations["watch"] = (WatchRequest, self.watching.serve)
         self.lifecycle = Lifecycle(station, self._finder)
         for name, (shape, _) in self.lifecycle.operations.items():
             self._operations[name] = (shape, self._steering(name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from toque._dead import DeadContent, DeadCount, DeadMessage, DeadResult
+from toque._watch import WatchEvent
 from toque.client import BatchResult, Client, DeleteResult, Instance, InstanceStatus, NewInstance, StepRef, TlsFiles
 from toque.errors import (
     AppError,
@@ -33,6 +34,7 @@ from toque.errors import (
     StepNotFound,
     StepTimeout,
     TooManySteps,
+    TooManyWatchers,
     ToqueError,
     TwiceInBatch,
     Unavailable,
@@ -57,6 +59,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "SyncClient",
     "SyncInstance",
     "InstanceStatus",
+    "WatchEvent",
     "NewInstance",
     "BatchResult",
     "DeleteResult",
@@ -97,6 +100,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "BrokerUnavailable",
     "ResultTimeout",
     "QueueFull",
+    "TooManyWatchers",
     "UnknownWorkflow",
     "SetupError",
     "InstanceFailed",

@@ -107,6 +107,49 @@ class DescribeView(msgspec.Struct, omit_defaults=True):
     interruptions: int = 0
 
 
+class WatchRequest(InstanceRequest, omit_defaults=True):
+    """Of `watch`: the events behind a cursor, or the next ones. `request` is the same for all pages of one watcher."""
+
+    cursor: str = ""  # of the last event that was dealt with; "" = from the first one kept
+    types: list[str] = []  # only events of these types; [] = of all
+
+
+WATCH_TYPES = (
+    "workflow_queued", "workflow_started", "workflow_running", "workflow_waiting", "workflow_waiting_for_pause",
+    "workflow_paused", "workflow_blocked", "workflow_interrupted", "workflow_completed", "workflow_errored",
+    "workflow_terminated", "step_started", "step_completed", "step_errored", "step_cancelled", "attempt_started",
+    "attempt_completed", "attempt_errored", "sleep_started", "sleep_completed", "wait_started", "wait_completed",
+    "wait_timed_out",
+)
+
+
+class WatchView(msgspec.Struct, omit_defaults=True):
+    """One event of an instance; fields that its type does not have are left out."""
+
+    type: str  # one of WATCH_TYPES
+    at: int
+    cursor: str = ""
+    run: int = 1
+    kind: str = ""  # do | sleep | event
+    step: str = ""
+    count: int = 0  # which step of this kind and name
+    attempt: int = 0
+    event_type: str = ""  # that a wait is for
+    duration_ms: int = 0  # of a sleep, or until a wait times out
+    retry_delay_ms: int | None = None  # until the next attempt; None = there is none
+    reason: str = ""  # workflow_blocked
+    error: ErrorView | None = None
+    value: msgspec.Raw = msgspec.Raw(b"")  # params or output, in the answer's encoding
+
+
+class WatchPage(msgspec.Struct, omit_defaults=True):
+    """`watch`: events in order, the cursor to go on from, and whether the instance has ended and all of it is told."""
+
+    events: list[WatchView]
+    cursor: str = ""
+    ended: bool = False
+
+
 class ListPage(msgspec.Struct, omit_defaults=True):
     """`list`: rows and the `after` of the next page (0 = this was the last)."""
 
@@ -191,7 +234,7 @@ class Answer(msgspec.Struct, omit_defaults=True):
     """What a station's owner answers. Clients ignore an epoch lower than the highest seen for the station."""
 
     epoch: int
-    code: str = "ok"  # ok | retry | moved | not_found | exists | ended | no_step | refused
+    code: str = "ok"  # ok | retry | moved | not_found | exists | ended | no_step | busy | refused
     message: str = ""
     value: msgspec.Raw = msgspec.Raw(b"")
 

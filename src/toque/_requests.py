@@ -110,8 +110,8 @@ class StationAsker:
     async def about(self, operation: str, request: InstanceRequest, deadline: Deadline) -> Answer | Silence:
         """Ask the owner of an instance until an answer counts or the deadline passes.
 
-        "not_found" is returned only when the owner of every generation has said so. For `wait` the owner may hold the
-        answer back for LONG_POLL_S_MAX or what is left; an answer may say that the instance has not ended.
+        "not_found" is returned only when the owner of every generation has said so. For `wait` and `watch` the owner may
+        hold the answer back for LONG_POLL_S_MAX or what is left; it may say then that there is nothing new.
         Raises SetupError.
         """
         pauses = Pauses(self._rng)
@@ -178,8 +178,8 @@ class StationAsker:
 
 
 def _body(operation: str, request: InstanceRequest, deadline: Deadline) -> tuple[bytes, float]:
-    """The request, and how long its answer may take; a `wait` is held back by the owner for what is left."""
-    if operation != "wait":
+    """The request, and how long its answer may take; some are held back by the owner, for what is left at most."""
+    if operation not in ("wait", "watch"):
         return encode(request, json=False), deadline.left_s(ANSWER_S_MAX)
     wait_s = deadline.left_s(LONG_POLL_S_MAX)
     timed = msgspec.structs.replace(request, wait_s=wait_s)

@@ -10,7 +10,7 @@ import asyncio
 import builtins
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ from toque._protocol import (
 )
 from toque._reports import QueueReport, Reports, StationQueue, StationReport, WorkflowReport
 from toque._requests import Deadline, Pauses, Silence, StationAsker
+from toque._watch import WatchEvent, subscribe, watch
 from toque.errors import (
     BrokerUnavailable,
     EventRefused,
@@ -275,6 +276,16 @@ class Client:
         async for view in self._reports.instances(name, status or "", limit, _seconds(timeout)):
             yield _status(view, Any)
 
+    def subscribe(self, instances: Iterable[Instance[Any]], *, cursors: Mapping[tuple[str, str], str] | None = None,
+                  filter: Collection[str] | None = None,
+                  timeout: Duration | None = None) -> AsyncGenerator[WatchEvent, None]:
+        """The events of many instances in one: `async for event in client.subscribe(handles)`. At most 1,000 of them.
+
+        Of each instance as `Instance.watch`, in order and without gap or repeat; between two of them in no order. Ends
+        when all have ended. `cursors` holds the last cursor of an instance by its (workflow, id).
+        """
+        return subscribe(instances, cursors or {}, filter, timeout)
+
     # -- the account ----------------------------------------------------------------------------------------------
 
     async def pods(self) -> builtins.list[PodView]:
@@ -357,6 +368,18 @@ class Instance(Generic[R]):
         """
         answer = await self._ask("describe", timeout)
         return _decode_description(answer.value)
+
+    def watch(self, cursor: str | None = None, *, filter: Collection[str] | None = None,
+              timeout: Duration | None = None) -> AsyncGenerator[WatchEvent, None]:
+        """Its events, kept ones first and then live: `async for event in handle.watch()`, until it has ended.
+
+        With the `cursor` of an event: those behind it. `filter` names the types wanted; the end ends it all the same.
+        In order, without gap or repeat, over crashes and take-overs too; an event is told when its record is accepted,
+        so what began (a step, an attempt) is told when it has its first record. A restart from the start drops the
+        events of the run before that are not read yet. `timeout` bounds the time without any owner; None waits for ever.
+        Raises InstanceNotFound (deleted, too, or the cursor is of another one), OwnerAway, TooManyWatchers, UsageError.
+        """
+        return watch(self, cursor, filter, timeout)
 
     async def terminate(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
         """End it without a result; a queued one never starts. When this returns it is recorded, and final.

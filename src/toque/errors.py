@@ -21,7 +21,8 @@ ToqueError
 │   ├── OwnerAway             no pod answers for the station; says what is known
 │   ├── BrokerUnavailable     no connection, a time-out (outcome unknown), a write-dead stream
 │   ├── ResultTimeout         result(): not ended within the time-out; it goes on
-│   └── QueueFull             the workflow's queue limit is reached; nothing was stored
+│   ├── QueueFull             the workflow's queue limit is reached; nothing was stored
+│   └── TooManyWatchers       the station answers no more watchers at once
 ├── UnknownWorkflow           no queue stream: no pod has ever served this workflow here
 ├── SetupError                server or directory not fit for use: no JetStream, too old, lazy fsync, wrong owner
 ├── InstanceFailed            result() of an instance that ended without one
@@ -147,6 +148,10 @@ class ResultTimeout(Unavailable, TimeoutError):
 
 class QueueFull(Unavailable):
     """The workflow's queue limit is reached. Nothing was stored; try again later."""
+
+
+class TooManyWatchers(Unavailable):
+    """The owner holds back answers for as many watchers as it can. Go on from the last cursor later."""
 
 
 class UnknownWorkflow(ToqueError):

@@ -13,7 +13,7 @@ import concurrent.futures
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar, overload
@@ -25,6 +25,7 @@ from toque._names import check_account, check_instance_id
 from toque._protocol import AccountRecord, DescribeView, PodView
 from toque._reports import QueueReport, StationReport, WorkflowReport
 from toque._sync_dead import SyncDeadMessages
+from toque._watch import WatchEvent
 from toque.client import (
     BATCH_TIMEOUT_DEFAULT,
     TIMEOUT_DEFAULT,
@@ -293,6 +294,30 @@ class SyncClient:
             if len(page) < ROWS_FETCHED:
                 return
 
+    def subscribe(self, instances: Iterable[SyncInstance[Any]], *,
+                  cursors: Mapping[tuple[str, str], str] | None = None, filter: Collection[str] | None = None,
+                  timeout: Duration | None = None) -> Iterator[WatchEvent]:
+        """See `Client.subscribe`: the events of many instances in one."""
+        taken = builtins.list(instances)
+        return self._events(lambda client: client.subscribe(
+            [instance._on(client) for instance in taken], cursors=cursors, filter=filter, timeout=timeout))
+
+    def _events(self, events_of: Callable[[Client], AsyncGenerator[T, None]]) -> Iterator[T]:
+        """What an asynchronous iterator of the client yields, each as soon as it is there."""
+
+        async def begin(client: Client) -> AsyncGenerator[T, None]:
+            return events_of(client)
+
+        async def next_of(events: AsyncGenerator[T, None]) -> T | None:
+            return await anext(events, None)
+
+        events = self._call(begin)
+        try:
+            while (event := self._call(lambda client: next_of(events))) is not None:
+                yield event
+        finally:
+            self._call(lambda client: _close(events))
+
     # -- the account ----------------------------------------------------------------------------------------------
 
     def pods(self) -> builtins.list[PodView]:
@@ -322,6 +347,10 @@ async def _next_rows(rows: AsyncGenerator[T, None]) -> list[T]:
     return page
 
 
+async def _close(events: AsyncGenerator[Any, None]) -> None:
+    await events.aclose()
+
+
 class SyncInstance(Generic[R]):
     """A handle of one instance, like `Instance`; valid in every thread, and in children forked later."""
 
@@ -346,6 +375,12 @@ class SyncInstance(Generic[R]):
     def describe(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> DescribeView:
         """The instance with its params and steps: see `Instance.describe`."""
         return self._client._call(lambda client: self._on(client).describe(timeout=timeout))
+
+    def watch(self, cursor: str | None = None, *, filter: Collection[str] | None = None,
+              timeout: Duration | None = None) -> Iterator[WatchEvent]:
+        """Its events, kept ones first and then live: see `Instance.watch`."""
+        return self._client._events(
+            lambda client: self._on(client).watch(cursor, filter=filter, timeout=timeout))
 
     def terminate(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
         """End it without a result: see `Instance.terminate`."""

@@ -165,6 +165,18 @@ def test_the_refund_example_runs(newcomer: Newcomer) -> None:
     assert lines == ["Ada: 12.50 paid back, approved by Mo", "Bob: rejected by Mo (too much)", "Eve: no receipt"]
 
 
+def test_the_watching_example_runs(newcomer: Newcomer) -> None:
+    """Every attempt of a step that fails twice is told, then what lies behind a cursor, then the ends of three."""
+    with newcomer.dev("docs/examples/guide.py"):
+        lines = newcomer.type("python docs/examples/watching.py").splitlines()
+
+    told = [line.split()[0] for line in lines[:-4]]
+    assert told[:2] == ["workflow_queued", "workflow_started"] and told[-1] == "workflow_completed"
+    assert told.count("attempt_errored") == 2 and told.count("step_started") == 1
+    assert lines[-4:] == ["behind it: step_completed page in attempt 1", "behind it: workflow_completed page in attempt 1",
+                          "3 have ended", "['workflow_started', 'workflow_completed']"]
+
+
 def test_the_examples_of_the_guides_run(newcomer: Newcomer) -> None:
     """Every workflow of docs/examples/guide.py gives what the guide says; docs/examples/clients.py runs beside it."""
     with newcomer.dev("docs/examples/guide.py") as terminal:

@@ -124,7 +124,7 @@ def test_trigger_prints_the_id_alone(terminal: Terminal) -> None:
     instance_id = terminal.toque("trigger", "greet", '"you"', "--id", "printed-1").stdout
 
     assert instance_id == "printed-1\n"
-    assert terminal.toque("instances", "watch", "printed-1").stdout.endswith('complete  "hello you"\n')
+    assert terminal.toque("instances", "watch", "printed-1").stdout.endswith('workflow_completed  "hello you"\n')
 
 
 def test_a_second_creation_of_an_id_fails(terminal: Terminal) -> None:

@@ -87,6 +87,26 @@ def test_a_created_instance_comes_back_with_its_result(nats_url, run_async):
     run_async(main())
 
 
+def test_events_are_watched_over_a_real_connection(nats_url, run_async):
+    """Kept ones, then live ones, and the rest from a cursor by another client."""
+
+    async def main():
+        async with Place(nats_url) as place:
+            place.owner.tell("census", "one", "workflow_queued")
+            handle = place.client.handle("census", "one")
+            asyncio.get_running_loop().call_later(
+                0.2, lambda: place.owner.tell("census", "one", "workflow_completed", value=7))
+
+            events = [event async for event in handle.watch()]
+
+            assert [(event.type, event.value) for event in events] == [("workflow_queued", None), ("workflow_completed", 7)]
+            async with Client.connect(place.url, account=place.account) as other:
+                again = [event async for event in other.handle("census", "one").watch(events[0].cursor)]
+            assert again == events[1:]
+
+    run_async(main())
+
+
 def test_accounts_are_made_by_several_at_once(nats_url, run_async):
     """The compare-and-set of the control bucket and the make-once of streams hold on the server."""
 
@@ -99,7 +119,7 @@ def test_accounts_are_made_by_several_at_once(nats_url, run_async):
             for n, bus in enumerate(buses)))
 
         assert len({repr(pair) for pair in made}) == 1
-        assert len(await buses[0].list_streams(f"toque+{account}+")) == 4  # control, journal, dead, snapshots
+        assert len(await buses[0].list_streams(f"toque+{account}+")) == 5  # control, journal, dead, events, snapshots
         for stream in await buses[0].list_streams(f"toque+{account}+"):
             await buses[0].delete_stream(stream)
         for bus in buses:

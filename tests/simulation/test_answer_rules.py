@@ -59,7 +59,7 @@ def test_a_duplicate_after_a_lost_answer_is_told_apart_by_its_nonce(theirs):
 
 # -- rule 16: a negative answer ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("operation", ["status", "wait", "describe", "exists", "terminate"])
+@pytest.mark.parametrize("operation", ["status", "wait", "watch", "describe", "exists", "terminate"])
 def test_an_instance_that_leaves_the_queue_while_its_owner_looks_is_found(operation):
     """Closes: the owner finds nothing in the index, its leader read takes long, and until it is served the instance has
     been admitted and its message purged: nothing in the queue either. The index is read again before "not found"."""
@@ -151,11 +151,11 @@ def test_an_owner_that_cannot_read_the_queue_does_not_say_not_found():
         await world.publish("work", "busy")
         await world.until(lambda: world.history.entered("busy"), "the slot is taken")
         await world.publish("work", "one")
-        world.broker.fail_next(LEADER_READ, "refuse:10008", times=4)
+        world.broker.fail_next(LEADER_READ, "refuse:10008", times=5)
         answers = [await ask(world, operation, InstanceRequest("work", "one", nonce="x"))
-                   for operation in ("status", "describe", "exists", "terminate")]
+                   for operation in ("status", "describe", "exists", "terminate", "watch")]
 
-        assert [answer.code for answer in answers] == ["retry"] * 4
+        assert [answer.code for answer in answers] == ["retry"] * 5
         assert (await world.client().handle("work", "one").status()).status == "queued"
 
     play(story, account=account(max_concurrent=1))
@@ -171,7 +171,7 @@ def test_an_owner_says_nothing_of_ids_that_belong_elsewhere():
         await world.publish("work", "one")
         await world.until(lambda: world.records(r.Ended), "it has ended")
         others = [station for station in world.stations() if station != world.station_of("one")]
-        for operation in ("status", "describe", "exists", "terminate", "wait"):
+        for operation in ("status", "describe", "exists", "terminate", "wait", "watch"):
             subject = subjects.station_request("main", others[0], operation)
             reply = await world.bus().request(subject, encode(InstanceRequest("work", "one"), json=False))
             assert msgspec.msgpack.decode(reply.data, type=Answer).code == "moved"

@@ -1,55 +1,43 @@
-"""What `toque instances watch` says between two looks at an instance."""
+"""What `toque instances watch` prints of an event."""
 
 from __future__ import annotations
 
-import msgspec
+from datetime import UTC, datetime
 
-from toque._protocol import DescribeView, ErrorView, InstanceView, StepView
-from toque.cli.instances import News
+import pytest
 
+from toque._protocol import ErrorView
+from toque._watch import WatchEvent
+from toque.cli.instances import event_line
+from toque.cli.output import time_text
 
-def described(status: str, *steps: StepView, **more: object) -> DescribeView:
-    return DescribeView(InstanceView("census", "a1", status, **more), list(steps))  # type: ignore[arg-type]
-
-
-def step(name: str, status: str, attempts: int = 1, **more: object) -> StepView:
-    return StepView("do", name, 1, status, attempts, **more)  # type: ignore[arg-type]
+AT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 
 
-def test_only_what_is_new_is_said() -> None:
-    """A look that finds nothing new says nothing; a new step is said once."""
-    news = News()
-    first = list(news.lines(described("running")))
-    again = list(news.lines(described("running")))
-
-    later = list(news.lines(described("running", step("hash", "complete", output=msgspec.Raw(b"\x05")))))
-
-    assert (first, again, later) == (["census/a1  running"], [], ["do  hash  complete  5"])
+def line(type_: str, **fields: object) -> str:
+    """Behind the time."""
+    event = WatchEvent(workflow="census", id="a1", cursor="c", type=type_, at=AT, run=1, **fields)  # type: ignore[arg-type]
+    time, _, rest = event_line(event).partition("  ")
+    assert time == time_text(AT)
+    return rest
 
 
-def test_steps_are_said_before_the_end_that_they_led_to() -> None:
-    """The last look shows the last steps first, then how the instance ended."""
-    news = News()
-    view = described("errored", step("fetch", "failed", 3, error=ErrorView("OSError", "gone")),
-                     error=ErrorView("StepFailed", "fetch failed"))
-
-    lines = list(news.lines(view))
-
-    assert lines == ["do  fetch  failed  attempt 3  OSError: gone", "census/a1  errored  StepFailed: fetch failed"]
-
-
-def test_another_attempt_is_news() -> None:
-    """A step that is tried again shows up with its new attempt."""
-    news = News()
-    list(news.lines(described("running", step("fetch", "retrying", 1))))
-
-    lines = list(news.lines(described("running", step("fetch", "retrying", 2))))
-
-    assert lines == ["do  fetch  retrying  attempt 2"]
+@pytest.mark.parametrize(("shown", "type_", "fields"), [
+    ("workflow_queued", "workflow_queued", {}),
+    ('workflow_started  {"path":"a.py"}', "workflow_started", {"value": {"path": "a.py"}}),
+    ("step_completed  hash (2)  5", "step_completed", {"step": "hash", "count": 2, "value": 5}),
+    ("attempt_errored  hash  attempt 1  again in 1,500 ms  OSError: gone", "attempt_errored",
+     {"step": "hash", "count": 1, "attempt": 1, "retry_delay_ms": 1500, "error": ErrorView("OSError", "gone")}),
+    ("sleep_started  nap  for 5,000 ms", "sleep_started", {"step": "nap", "count": 1, "duration_ms": 5000}),
+    ("wait_completed  ok  approve", "wait_completed", {"step": "ok", "count": 1, "event_type": "approve"}),
+    ("workflow_blocked  code: changed", "workflow_blocked", {"reason": "code: changed"}),
+    ("workflow_completed  null", "workflow_completed", {}),
+])
+def test_an_event_is_one_line_of_what_it_has(shown: str, type_: str, fields: dict[str, object]) -> None:
+    """What a type does not have is left out; an output of nothing is one."""
+    assert line(type_, **fields) == shown
 
 
 def test_an_error_text_cannot_steer_the_terminal() -> None:
     """What user code raised is shown, not obeyed."""
-    lines = list(News().lines(described("errored", error=ErrorView("E", "\x1b[2J\nsecond"))))
-
-    assert lines == ["census/a1  errored  E: \\x1b[2J⏎second"]
+    assert line("workflow_errored", error=ErrorView("E", "\x1b[2J\nsecond")) == "workflow_errored  E: \\x1b[2J⏎second"

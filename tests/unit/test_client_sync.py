@@ -76,6 +76,10 @@ class Place:
         self.loop.call_soon_threadsafe(lambda: self.owner.put(*arguments, **fields))  # type: ignore[arg-type]  # passed on
 
 
+    def tell(self, *arguments: object, **fields: object) -> None:
+        self.loop.call_soon_threadsafe(lambda: self.owner.tell(*arguments, **fields))  # type: ignore[arg-type]  # passed on
+
+
 @pytest.fixture
 def place() -> Place:
     return Place()
@@ -96,6 +100,22 @@ def test_an_instance_goes_its_way(place, client):
 
     assert handle.result("5 seconds") == Report(3)
     assert client.get(Census, "one").status().output == Report(3)
+
+
+def test_events_are_watched_as_they_come(place, client):
+    """Each is there at once, not by the hundred; leaving the loop ends the watch."""
+    client.queues()
+    handle = client.handle(Census, "one")
+    place.tell("census", "one", "workflow_queued")
+    seen = []
+    for event in handle.watch():
+        seen.append(event.type)
+        if len(seen) == 1:
+            place.tell("census", "one", "workflow_completed", value={"lines": 3})
+
+    assert seen == ["workflow_queued", "workflow_completed"]
+    assert [event.value for event in handle.watch(filter=["workflow_completed"])] == [Report(3)]
+    assert next(iter(client.subscribe([handle], cursors={("census", "one"): "1"}))).type == "workflow_completed"
 
 
 def test_batches_and_lists(place, client):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -15,6 +13,7 @@ from typer import Argument, Option
 
 from toque import _payload
 from toque._protocol import DescribeView, ErrorView, InstanceView, StepView
+from toque._watch import WatchEvent
 from toque.cli.connection import Connection
 from toque.cli.output import (
     EXIT_FAILED,
@@ -29,13 +28,12 @@ from toque.cli.output import (
     show_table,
     time_text,
 )
-from toque.client import ENDED, Client, Instance, InstanceStatus
-from toque.errors import InstanceNotFound, OwnerAway, UsageError
+from toque.client import Client, Instance, InstanceStatus
+from toque.errors import InstanceNotFound, UsageError
 
 SCANNED_MAX: Final = 100_000  # instances looked at for the newest ones: lists come oldest first
 LATEST: Final = "latest"
-WATCH_S: Final = 0.2
-AWAY_S_MAX: Final = 60.0  # how long `watch` outlasts owners that do not answer
+AWAY_MAX: Final = "1 minute"  # how long `watch` outlasts owners that do not answer
 TIME_FIELDS: Final = frozenset({"created_at", "admitted_at", "ended_at", "wake_at", "started_at", "due"})
 
 OutputOption = Annotated[Format, Option("--output", "-o", help="form of the report")]
@@ -248,7 +246,7 @@ def _error_text(error: ErrorView | None) -> str:
 
 async def watch(connection: Connection, id: IdArgument, workflow: WorkflowOption = None,
                 output: OutputOption = Format.TABLE) -> int:
-    """Follow an instance to its end, showing its steps as they are recorded.
+    """Follow an instance to its end, showing its events as they are recorded: those that are kept first.
 
     Exit code 0 when it completed, 1 when it errored or was terminated. With -o json only its end is shown.
 
@@ -256,63 +254,27 @@ async def watch(connection: Connection, id: IdArgument, workflow: WorkflowOption
     """
     async with connection.client() as client:
         handle = await find_instance(client, id, workflow)
-        view = await follow(handle, quiet=output is Format.JSON)
+        wanted = ["workflow_completed"] if output is Format.JSON else None
+        async for event in handle.watch(filter=wanted, timeout=AWAY_MAX):
+            if output is not Format.JSON:
+                print(event_line(event), flush=True)
+        view = await handle.describe()
     if output is Format.JSON:
         show_json(_plain(view))
     return EXIT_OK if view.instance.status == "complete" else EXIT_FAILED
 
 
-async def follow(handle: Instance[Any], *, quiet: bool = False) -> DescribeView:
-    """Show what is new of an instance until it has ended; returns its last description.
-
-    Outlasts owners that are away for up to AWAY_S_MAX seconds. Raises InstanceNotFound, OwnerAway.
-    """
-    news = News()
-    answered = time.monotonic()
-    while True:
-        try:
-            view = await handle.describe(timeout="5 seconds")
-            answered = time.monotonic()
-            for line in () if quiet else news.lines(view):
-                print(line, flush=True)
-            if view.instance.status in ENDED:
-                return view
-        except OwnerAway as error:
-            if time.monotonic() - answered > AWAY_S_MAX:
-                raise
-            say(f"toque: {error}; still watching")
-        await asyncio.sleep(WATCH_S)
-
-
-class News:
-    """Turns descriptions of one instance into lines about what has changed since the one before."""
-
-    def __init__(self) -> None:
-        self._status = ("", "")
-        self._steps: dict[tuple[str, str, int], tuple[str, int]] = {}
-
-    def lines(self, view: DescribeView) -> Iterator[str]:
-        """What is new, steps first: they came before the instance's present status."""
-        for step in view.steps:
-            key = (step.kind, step.name, step.occurrence)
-            state = (step.status, step.attempts)
-            if self._steps.get(key) != state:
-                self._steps[key] = state
-                yield _step_line(step)
-        instance = view.instance
-        if (instance.status, instance.blocked_on) != self._status:
-            self._status = (instance.status, instance.blocked_on)
-            yield _instance_line(instance)
-
-
-def _step_line(step: StepView) -> str:
-    attempts = f"attempt {step.attempts}" if step.attempts > 1 else ""
-    parts = [step.kind, step_name(step), step.status, attempts, _took(step), _step_note(step)]
+def event_line(event: WatchEvent) -> str:
+    """An event for people: when, what, of which step, and what it brought."""
+    step = f"{event.step} ({event.count})" if event.count > 1 else event.step
+    shown = event.value is not None or event.type == "workflow_completed"
+    value = _payload.to_json(_payload.encode(event.value, what="the value")).decode() if shown else ""
+    parts = [time_text(event.at), event.type, step, f"attempt {event.attempt}" if event.attempt else "",
+             event.event_type, _after(event), event.reason, _error_text(event.error), value]
     return "  ".join(one_line(part) for part in parts if part)
 
 
-def _instance_line(instance: InstanceView) -> str:
-    held = f"blocked on {instance.blocked_on}" if instance.blocked_on else ""
-    parts = [f"{instance.workflow}/{instance.id}", instance.status, held, awaits_text(instance.awaits),
-             _error_text(instance.error), _payload_text(instance.output)]
-    return "  ".join(one_line(part) for part in parts if part)
+def _after(event: WatchEvent) -> str:
+    if event.retry_delay_ms is not None:
+        return f"again in {event.retry_delay_ms:,} ms"
+    return f"for {event.duration_ms:,} ms" if event.duration_ms else ""
