@@ -165,6 +165,18 @@ def test_the_refund_example_runs(newcomer: Newcomer) -> None:
     assert lines == ["Ada: 12.50 paid back, approved by Mo", "Bob: rejected by Mo (too much)", "Eve: no receipt"]
 
 
+def test_the_newsletter_example_runs(newcomer: Newcomer) -> None:
+    """Paused and resumed, sent again from its last step, deleted, and deleted by its retention."""
+    with newcomer.dev("examples/newsletter.py"):
+        lines = newcomer.type("python examples/newsletter.py").splitlines()
+
+    assert lines == [
+        "paused; its sleep stands still",
+        "newsletter/cats has ended already (instance 'cats' of 'newsletter' is complete, so it cannot be paused)",
+        "the draft is the same: True", "it was sent anew: True", "there is no instance newsletter/cats",
+        "0 cats deleted", "1 never-created 10400", "2 cats deleted", "kept for a second, and deleted"]
+
+
 def test_the_watching_example_runs(newcomer: Newcomer) -> None:
     """Every attempt of a step that fails twice is told, then what lies behind a cursor, then the ends of three."""
     with newcomer.dev("docs/examples/guide.py"):

@@ -28,6 +28,14 @@ from toque.errors import ToqueError, Unavailable, UsageError
 IN_FLIGHT: Final = 64  # operations at once
 CHUNK: Final = 256  # instances that are acted on before their results are shown
 MANY: Final = 2  # so many are asked for before they are deleted
+# The statuses in which an operation changes something; docs/control.md has the whole table.
+APPLIES: Final[dict[str, AbstractSet[str]]] = {
+    "pause": frozenset({"running", "waiting"}),
+    "resume": frozenset({"paused", "waitingForPause"}),
+    "terminate": LIVE,
+    "restart": LIVE | ENDED,
+    "delete": LIVE | ENDED,
+}
 
 IdsArgument = Annotated[list[str] | None, Argument(
     metavar="[ID…]", help="ids of instances, or `latest`; - reads them from standard input: one a line, or what "
@@ -50,11 +58,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """An operation. `applies`: the statuses in which it changes something."""
+    """An operation."""
 
     name: str
     done: str
-    applies: AbstractSet[str]
     act: Callable[[Instance[Any]], Awaitable[None]]
 
 
@@ -90,8 +97,8 @@ async def pause(connection: Connection, ids: IdsArgument = None, workflow: Workf
       toque instances pause job-17
       toque instances pause --all --workflow census --dry-run
     """
-    verb = Verb("pause", "paused", frozenset({"running", "waiting"}), Instance.pause)
-    return await _steer(connection, verb, selection(ids, every, workflow, status, verb.applies),
+    verb = Verb("pause", "paused", Instance.pause)
+    return await _steer(connection, verb, selection(ids, every, workflow, status, APPLIES[verb.name]),
                         Manner(dry_run, yes, output))
 
 
@@ -107,8 +114,8 @@ async def resume(connection: Connection, ids: IdsArgument = None, workflow: Work
       toque instances resume job-17
       toque instances resume --all --status paused
     """
-    verb = Verb("resume", "resumed", frozenset({"paused", "waitingForPause"}), Instance.resume)
-    return await _steer(connection, verb, selection(ids, every, workflow, status, verb.applies),
+    verb = Verb("resume", "resumed", Instance.resume)
+    return await _steer(connection, verb, selection(ids, every, workflow, status, APPLIES[verb.name]),
                         Manner(dry_run, yes, output))
 
 
@@ -122,8 +129,8 @@ async def terminate(connection: Connection, ids: IdsArgument = None, workflow: W
       toque instances terminate latest --workflow census
       toque instances terminate --all --status waiting --dry-run
     """
-    verb = Verb("terminate", "terminated", LIVE, Instance.terminate)
-    return await _steer(connection, verb, selection(ids, every, workflow, status, verb.applies),
+    verb = Verb("terminate", "terminated", Instance.terminate)
+    return await _steer(connection, verb, selection(ids, every, workflow, status, APPLIES[verb.name]),
                         Manner(dry_run, yes, output))
 
 
@@ -146,8 +153,8 @@ async def restart(
       toque instances list --status errored -o json | toque instances restart -
     """
     ref = step_ref(from_, from_kind)
-    verb = Verb("restart", "restarted", LIVE | ENDED, lambda handle: handle.restart(from_=ref))
-    return await _steer(connection, verb, selection(ids, every, workflow, status, verb.applies),
+    verb = Verb("restart", "restarted", lambda handle: handle.restart(from_=ref))
+    return await _steer(connection, verb, selection(ids, every, workflow, status, APPLIES[verb.name]),
                         Manner(dry_run, yes, output))
 
 
@@ -164,8 +171,8 @@ async def delete(connection: Connection, ids: IdsArgument = None, workflow: Work
       toque instances delete --all --workflow census --status complete --dry-run
       toque instances list --status errored -o ndjson | toque instances delete -
     """
-    verb = Verb("delete", "deleted", LIVE | ENDED, Instance.delete)
-    return await _steer(connection, verb, selection(ids, every, workflow, status, verb.applies),
+    verb = Verb("delete", "deleted", Instance.delete)
+    return await _steer(connection, verb, selection(ids, every, workflow, status, APPLIES[verb.name]),
                         Manner(dry_run, yes, output))
 
 
