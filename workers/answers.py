@@ -312,6 +312,9 @@ class Answers:
             view.status = r.Status.QUEUED.label
             return view
         view.admitted_at = admitted.at
+        report = engine.progress.shown(engine.accepted_to) if engine.progress else None
+        if report is not None and engine.end is None:
+            view.progress = _raw(report.value, json)
         if engine.must_wait:
             return view
         if engine.end is not None:

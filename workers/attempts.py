@@ -6,6 +6,8 @@ an interruption cut are counted too (protocol rule 20), so that a number is neve
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -113,8 +115,20 @@ class Attempts:
         engine, admitted = self.engine, self.engine.admitted
         key = idempotency_key(account=engine.host.account, workflow=admitted.workflow, instance_id=admitted.id,
                               run=engine.run, kind=call.kind.name, name=call.name, occurrence=call.occurrence)
+        loop = asyncio.get_running_loop()
+
+        def report(value: bytes) -> None:
+            with suppress(RuntimeError):  # a thread that has outlived its pod's loop: nobody is left to hear of it
+                loop.call_soon_threadsafe(self._reported, call, number, value)
+
         return StepContext(name=call.name, count=call.occurrence, attempt=number, idempotency_key=key,
-                           instance_id=admitted.id, workflow_name=admitted.workflow)
+                           instance_id=admitted.id, workflow_name=admitted.workflow, report=report)
+
+    def _reported(self, call: StepCall, number: int, value: bytes) -> None:
+        """Of an attempt whose result counts still."""
+        attempt = self._running.get(call.key)
+        if attempt is not None and attempt.number == number:
+            self.engine.report(value, step=call.name, occurrence=call.occurrence, attempt=number)
 
     def done(self, attempt: Attempt, value: Any) -> None:
         """Encoded and checked before anything sees its effect."""

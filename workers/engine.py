@@ -22,6 +22,7 @@ from toque.workers.attempts import Attempts
 from toque.workers.events import Events
 from toque.workers.host import Host
 from toque.workers.instance_loop import InstanceLoop, explain
+from toque.workers.progress import Progress, Report
 from toque.workers.replay import (
     Outcome,
     Recorded,
@@ -47,10 +48,10 @@ class Engine:
     """One instance in memory. Made by its SousChef; see the module for its rules."""
 
     __slots__ = ("__weakref__", "_attempts", "_binding", "_blocked_before", "_cancelled", "_main", "_new", "_open",
-                 "_outcomes", "_replay", "_unawaited", "_wary", "admitted", "admitting", "blocked", "closed", "end",
-                 "ended", "events", "flow", "has_slot", "host", "inside", "leaving", "loop", "paused", "pausing",
-                 "recorded", "resting", "run", "seq", "serial", "starts_when_accepted", "threads_inside", "unaccepted",
-                 "waits")
+                 "_outcomes", "_replay", "_replaying", "_unawaited", "_wary", "admitted", "admitting", "blocked",
+                 "closed", "end", "ended", "events", "flow", "has_slot", "host", "inside", "leaving", "loop", "paused",
+                 "pausing", "progress", "recorded", "resting", "run", "seq", "serial", "starts_when_accepted",
+                 "threads_inside", "unaccepted", "waits")
 
     def __init__(self, host: Host, flow: type[Workflow[Any, Any]], serial: int, replay: Replay) -> None:
         assert replay.admitted is not None
@@ -81,6 +82,8 @@ class Engine:
         self.recorded = 0  # records that were made since it was loaded
         self._binding = 0  # the last of them that consequences wait for: an event that came has none by itself
         self._replay: Replay | None = replay  # until run() is entered
+        self._replaying = False  # run() does not stand behind the last recorded outcome yet
+        self.progress: Progress | None = None
         self._blocked_before = replay.blocked_on  # why it is held, as the journal has it
         self._wary = False  # interrupted here: results are handed out only after their acceptance (rule 18)
         self._main: asyncio.Task[Any] | None = None
@@ -155,8 +158,10 @@ class Engine:
         left = len(replay.outcomes)
         try:
             self._cancelled = {}
+            self._replaying = left > 0
             self.loop.drain(self._enter_run)
             for recorded in replay.outcomes:
+                self._replaying = left > 1
                 self._hand_out_again(recorded)
                 left -= 1
             self._check_begun(replay)
@@ -289,6 +294,22 @@ class Engine:
         self.record(r.StepCancelled(self.serial, self.run, self.seq + 1, self.now_ms(), call.kind, call.name,
                                     call.occurrence))
 
+    # -- progress ------------------------------------------------------------------------------------------------------
+
+    def report(self, value: bytes, *, step: str = "", occurrence: int = 0, attempt: int = 0) -> None:
+        """Keep it, in place of what was reported before."""
+        if self.closed or self.ended:
+            return
+        if self.progress is None:
+            self.progress = Progress()
+        report = Report(self.host.progressed(self), self.now_ms(), value, step, occurrence, attempt)
+        self.progress.add(report, behind=self._binding, accepted_to=self.accepted_to)
+
+    def _run_reports(self, value: bytes) -> None:
+        """What run() reported before a recorded outcome is old by now, or was told already."""
+        if not self._replaying:
+            self.report(value)
+
     # -- replay --------------------------------------------------------------------------------------------------------
 
     def _enter_run(self) -> None:
@@ -300,6 +321,7 @@ class Engine:
             instance_id=admitted.id, workflow_name=workflow_name(self.flow))
         flow = self.flow()
         flow.env = self.host.env
+        flow._report = self._run_reports
         self._main = self.loop.create_task(flow.run(event, cast(Step, RunStep(self))))
 
     def _hand_out_again(self, recorded: Recorded) -> None:

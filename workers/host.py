@@ -75,6 +75,10 @@ class Host(Protocol):
         """It needs its slot no more: ended or blocked, and no callback inside."""
         ...
 
+    def progressed(self, engine: Engine) -> int:
+        """It reports progress: the number of the report, which no other one of the station has under this epoch."""
+        ...
+
     def engine_blocked(self, engine: Engine, reason: str) -> None:
         """Its code does not fit its history; it is held until it is loaded again."""
         ...

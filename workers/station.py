@@ -60,6 +60,8 @@ class Station:
         self.souschefs: dict[str, SousChef] = {}
         self.waiters: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
         self.on_group: Callable[[r.Group], None] = lambda group: None
+        self.on_progress: Callable[[int], None] = lambda serial: None
+        self._reports = 0  # of progress, under this epoch
         self._session = context.session
         self._loop = asyncio.get_running_loop()
         self._unstarted: list[int] = []  # loaded, and not let go on yet: serials
@@ -315,6 +317,11 @@ class Station:
     def engine_left(self, engine: Engine) -> None:
         self._release_slot(engine)
         self._leave_when_folded(engine)
+
+    def progressed(self, engine: Engine) -> int:
+        self._reports += 1
+        self.on_progress(engine.serial)
+        return self._reports
 
     def engine_blocked(self, engine: Engine, reason: str) -> None:
         _log.warning("instance held", instance=engine.title, station=str(self.id), why=reason)

@@ -98,6 +98,7 @@ class Watching:
         self._by_serial: dict[int, Ear] = {}
         self._held = 0
         station.on_group = self.group_accepted
+        station.on_progress = lambda serial: self._wake(self._by_serial.get(serial))
 
     def group_accepted(self, group: r.Group) -> None:
         """Wake those who wait for news of an instance that the group brings news of."""
@@ -136,12 +137,26 @@ class Watching:
                     return self._answer("not_found", f"no instance {request.id!r} of workflow {request.workflow!r}" +
                                         (" that the cursor belongs to" if cursor else ""))
                 left_s = give_up - loop.time()
-                if page.events or page.ended or left_s <= 0:
+                self._add_progress(request, page)
+                if page.events or page.ended or page.progress or left_s <= 0:
                     return Answer(self._station.epoch, value=_encoded(page, json))
                 if self._held >= HELD_MAX:
                     return self._answer("busy", f"station {self._station.id} has {HELD_MAX:,} watchers already")
                 cursor = Cursor.parse(page.cursor) if page.cursor else cursor
                 await self._hold(news, left_s)
+
+    def _add_progress(self, request: WatchRequest, page: WatchPage) -> None:
+        """Behind everything that is recorded; only while it is in memory."""
+        engine = self._station.by_id.get((request.workflow, request.id))
+        if page.events or page.ended or engine is None or engine.progress is None:
+            return
+        report = engine.progress.shown(engine.accepted_to)
+        reported = f"{self._station.epoch}.{report.number}" if report else ""
+        if report is None or reported == request.progress or (request.types and "progress" not in request.types):
+            return
+        page.reported = reported
+        page.progress = WatchView("progress", report.at, run=engine.run, kind="do" if report.step else "", step=report.step,
+                                  count=report.occurrence, attempt=report.attempt, value=msgspec.Raw(report.value))
 
     async def _hold(self, news: asyncio.Future[None], seconds: float) -> None:
         self._held += 1
@@ -234,7 +249,7 @@ def _wanted(event: WatchView, request: WatchRequest) -> bool:
 
 def _encoded(page: WatchPage, json: bool) -> msgspec.Raw:
     if json:
-        for event in page.events:
+        for event in [*page.events, *([page.progress] if page.progress else [])]:
             if event.value:
                 event.value = msgspec.Raw(to_json(bytes(event.value)))
     return msgspec.Raw(encode(page, json=json))

@@ -149,3 +149,18 @@ def count_slowly(ctx: StepContext, limit: int) -> int:
         time.sleep(0.001)
         done += 1
     return done
+
+
+# progress
+class Index(Workflow[int, int], name="index"):
+    async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+        self.report_progress("looking for pages")
+        return await step.do("read", read_pages, event.payload)
+
+
+async def read_pages(ctx: StepContext, pages: int) -> int:
+    for page in range(1, pages + 1):
+        await asyncio.sleep(0.1)  # stands for reading a page
+        ctx.report_progress({"page": page, "of": pages})
+    await asyncio.sleep(0.1)
+    return pages

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from guide import Fetch, Remind
+from guide import Fetch, Index, Remind
 
 from toque import Client, SyncClient
 
@@ -37,6 +37,14 @@ async def many(client: Client) -> None:
     print(len(ended), "have ended")
 
 
+async def progress(client: Client) -> None:
+    handle = await client.create(Index, 5)
+    shares = []
+    async for event in handle.watch(filter=["progress"]):  # the end ends it, though the filter hides it
+        shares.append(event.value)
+    print("reported:", shares[-1])
+
+
 def blocking() -> None:
     with SyncClient() as client:
         handle = client.create("fetch", "page")
@@ -48,6 +56,7 @@ async def main() -> None:
         await one(client)
         await from_a_cursor(client)
         await many(client)
+        await progress(client)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ class InstanceView(msgspec.Struct, omit_defaults=True):
     pod: str = ""
     blocked_on: str = ""
     output: msgspec.Raw = msgspec.Raw(b"")  # in the answer's encoding; empty unless complete
+    progress: msgspec.Raw = msgspec.Raw(b"")  # the newest report, likewise; empty without one, and not in lists
     error: ErrorView | None = None
     awaits: list[str] = []  # types of the events that it waits for
     buffered: int = 0  # events that no wait has taken
@@ -112,6 +113,7 @@ class WatchRequest(InstanceRequest, omit_defaults=True):
 
     cursor: str = ""  # of the last event that was dealt with; "" = from the first one kept
     types: list[str] = []  # only events of these types; [] = of all
+    progress: str = ""  # the report that was told last
 
 
 WATCH_TYPES = (
@@ -119,7 +121,7 @@ WATCH_TYPES = (
     "workflow_paused", "workflow_blocked", "workflow_interrupted", "workflow_completed", "workflow_errored",
     "workflow_terminated", "step_started", "step_completed", "step_errored", "step_cancelled", "attempt_started",
     "attempt_completed", "attempt_errored", "sleep_started", "sleep_completed", "wait_started", "wait_completed",
-    "wait_timed_out",
+    "wait_timed_out", "progress",
 )
 
 
@@ -148,6 +150,8 @@ class WatchPage(msgspec.Struct, omit_defaults=True):
     events: list[WatchView]
     cursor: str = ""
     ended: bool = False
+    progress: WatchView | None = None  # the newest report, when it was not told yet; it is not kept, and has no cursor
+    reported: str = ""  # which report that is
 
 
 class ListPage(msgspec.Struct, omit_defaults=True):

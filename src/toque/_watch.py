@@ -53,7 +53,7 @@ class WatchEvent:
     """Which step of this kind and name, from 1."""
     attempt: int = 0
     value: Any = None
-    """The params (workflow_started, of the first run) or the output (workflow_completed, step_completed)."""
+    """Params (workflow_started of the first run), output (workflow_completed, step_completed), report (progress)."""
     error: ErrorView | None = None
     reason: str = ""
     """Why it is held (workflow_blocked)."""
@@ -82,7 +82,11 @@ async def watch(handle: Instance[Any], cursor: str | None, filter: Collection[st
         if page.ended:
             return
         request.cursor = page.cursor
-        if page.events:
+        if page.progress is not None:
+            request.progress = page.reported
+            page.progress.cursor = page.cursor
+            yield _event(handle, page.progress)
+        if page.events or page.progress is not None:
             pauses = Pauses(client._rng)
         elif loop.time() - asked_at < HELD_S_MIN:  # not held back: a leaving owner, say
             await pauses.wait(Deadline(None))

@@ -99,6 +99,8 @@ class InstanceStatus:
     """When the soonest timer of a waiting instance is due."""
     output: Any
     """Decoded; None unless complete, and in lists."""
+    progress: Any
+    """What it reported last: not kept, so None after a take-over, at rest, after the end; and in lists."""
     error: ErrorView | None
     """Why it errored; None otherwise, and in lists."""
     blocked_on: str
@@ -535,7 +537,9 @@ def _status(view: InstanceView, result_type: Any) -> InstanceStatus:
     return InstanceStatus(
         workflow=view.workflow, id=view.id, status=view.status, run=view.run,
         created_at=_time(view.created_at), admitted_at=_time(view.admitted_at), ended_at=_time(view.ended_at),
-        wake_at=_time(view.wake_at), output=_output(view, result_type), error=view.error, blocked_on=view.blocked_on,
+        wake_at=_time(view.wake_at), output=_output(view, result_type),
+        progress=msgspec.msgpack.decode(view.progress) if view.progress else None,
+        error=view.error, blocked_on=view.blocked_on,
         station=view.station, pod=view.pod, awaits=tuple(view.awaits), buffered=view.buffered)
 
 

@@ -31,7 +31,10 @@ from typing import (
 from toque._annotations import base_arguments
 from toque._durations import Duration, format_ms, to_ms
 from toque._names import check_workflow
+from toque._payload import encode
 from toque.errors import InvalidDuration, MisuseError, UsageError
+
+PROGRESS_MAX = 16 * 1024  # bytes of a reported value, encoded
 
 Params = TypeVar("Params")
 Result = TypeVar("Result")
@@ -87,10 +90,10 @@ class StepContext:
     time, so give it to whatever has an effect outside.
     """
 
-    __slots__ = ("_cancelled", "attempt", "count", "idempotency_key", "instance_id", "name", "workflow_name")
+    __slots__ = ("_cancelled", "_report", "attempt", "count", "idempotency_key", "instance_id", "name", "workflow_name")
 
     def __init__(self, *, name: str, count: int, attempt: int, idempotency_key: str, instance_id: str,
-                 workflow_name: str) -> None:
+                 workflow_name: str, report: Callable[[bytes], None] | None = None) -> None:
         self.name = name  # of the step
         self.count = count  # which step of this name in the run, from 1
         self.attempt = attempt  # from 1; attempts that an interruption cut are counted too
@@ -98,6 +101,7 @@ class StepContext:
         self.instance_id = instance_id
         self.workflow_name = workflow_name
         self._cancelled = False
+        self._report = report
 
     @property
     def cancelled(self) -> bool:
@@ -106,6 +110,16 @@ class StepContext:
         A thread cannot be stopped from outside, so a long sync callback should look here and return early.
         """
         return self._cancelled
+
+    def report_progress(self, value: Any) -> None:
+        """Show how far it is: watchers get the newest value at once, and `status()` has it. Works from threads, too.
+
+        It is not recorded: what a pod was told is gone with it, and when the instance leaves memory. What an attempt
+        reports whose result cannot count any more is dropped. Raises InvalidPayload, PayloadTooLarge (16 KiB).
+        """
+        data = encode(value, what="the progress", limit=PROGRESS_MAX)
+        if self._report is not None and not self._cancelled:
+            self._report(data)
 
     def _cancel(self) -> None:
         """The Engine says that the result is refused from here on. Safe from any thread: one store of a flag."""
@@ -303,6 +317,8 @@ class Workflow(Generic[Params, Result]):
     env: Any = None
     """What the app's `lifespan` yielded in this pod; None without one."""
 
+    _report: Callable[[bytes], None] | None = None
+
     _toque_name: ClassVar[str] = ""
     _toque_version: ClassVar[str] = ""
     _toque_retention: ClassVar[list[int]] = RETENTION_DEFAULT.ms()
@@ -323,6 +339,16 @@ class Workflow(Generic[Params, Result]):
     async def run(self, event: WorkflowEvent[Params], step: Step) -> Result:
         """The work itself. What it returns is the instance's output; an exception ends the instance as errored."""
         raise NotImplementedError(f"{type(self).__qualname__} has no run(self, event, step)")
+
+    def report_progress(self, value: Any) -> None:
+        """In run(): show how far it is, see `StepContext.report_progress`.
+
+        Dropped while run() is replayed, up to the last recorded outcome; what follows that is reported again after a
+        crash. Raises InvalidPayload, PayloadTooLarge (16 KiB).
+        """
+        data = encode(value, what="the progress", limit=PROGRESS_MAX)
+        if self._report is not None:
+            self._report(data)
 
 
 def workflow_name(cls: type[Workflow[Any, Any]]) -> str:

@@ -182,11 +182,11 @@ def test_the_watching_example_runs(newcomer: Newcomer) -> None:
     with newcomer.dev("docs/examples/guide.py"):
         lines = newcomer.type("python docs/examples/watching.py").splitlines()
 
-    told = [line.split()[0] for line in lines[:-4]]
+    told = [line.split()[0] for line in lines[:-5]]
     assert told[:2] == ["workflow_queued", "workflow_started"] and told[-1] == "workflow_completed"
     assert told.count("attempt_errored") == 2 and told.count("step_started") == 1
-    assert lines[-4:] == ["behind it: step_completed page in attempt 1", "behind it: workflow_completed page in attempt 1",
-                          "3 have ended", "['workflow_started', 'workflow_completed']"]
+    assert lines[-5:] == ["behind it: step_completed page in attempt 1", "behind it: workflow_completed page in attempt 1",
+                          "3 have ended", "reported: {'page': 5, 'of': 5}", "['workflow_started', 'workflow_completed']"]
 
 
 def test_the_examples_of_the_guides_run(newcomer: Newcomer) -> None:

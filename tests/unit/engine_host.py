@@ -106,6 +106,7 @@ class EngineHost:
         self.pending: list[tuple[r.Record, Engine]] = []
         self.records: list[r.Record] = []  # accepted
         self.slots_given_back = 0
+        self.reports = 0  # of progress
         self.events_sent = 0
         self.told: list[str] = []  # what the engine said, in order
         self.gate_open = True
@@ -206,6 +207,10 @@ class EngineHost:
         self._give_back(engine)
         self._over.set()
         self._evict(engine)
+
+    def progressed(self, engine: Engine) -> int:
+        self.reports += 1
+        return self.reports
 
     def engine_blocked(self, engine: Engine, reason: str) -> None:
         self.told.append(f"blocked: {reason}")

@@ -80,7 +80,8 @@ def show_instances(rows: Sequence[InstanceStatus], output: RowFormat, *, empty: 
 
 def _row(row: InstanceStatus) -> dict[str, Any]:
     """For JSON, without what lists do not carry: a null would say that there is none."""
-    return {field.name: getattr(row, field.name) for field in fields(row) if field.name not in ("output", "error")}
+    left_out = ("output", "progress", "error")
+    return {field.name: getattr(row, field.name) for field in fields(row) if field.name not in left_out}
 
 
 def _cells(row: InstanceStatus) -> list[object]:
