@@ -118,7 +118,7 @@ class StepContext:
         reports whose result cannot count any more is dropped. Raises InvalidPayload, PayloadTooLarge (16 KiB).
         """
         data = encode(value, what="the progress", limit=PROGRESS_MAX)
-        if self._report is not None and not self._cancelled:
+        if self._report is not None:
             self._report(data)
 
     def _cancel(self) -> None:

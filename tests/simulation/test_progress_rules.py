@@ -152,6 +152,33 @@ def test_progress_is_told_by_the_next_owner_from_its_first_report_on():
     play(story)
 
 
+def test_the_first_report_to_the_next_owner_is_news():
+    """Closes: it has the number that the last report to the owner before had, and the watcher takes it for that one."""
+
+    async def story(world: World) -> None:
+        class Once(Workflow[int, int], name="work"):
+            async def run(self, event: WorkflowEvent[int], step: Step) -> int:
+                return await step.do("s1", once)
+
+        async def once(ctx: StepContext) -> int:
+            ctx.report_progress(ctx.attempt)
+            await asyncio.sleep(20)
+            return ctx.attempt
+
+        app = world.app(Once)
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        watcher = Watcher(world, await world.client().create("work", 7, id="one"))
+        await world.until(lambda: watcher.reported == [1], "it is told")
+        a.kill()
+        await world.start_pod("b", app)
+        await asyncio.wait_for(watcher.task, 90)
+
+        assert watcher.reported == [1, 2]
+
+    play(story, account=account(stations=1))
+
+
 def test_an_attempt_whose_time_is_over_reports_nothing_more():
     """Closes: a thread that cannot be stopped goes on reporting beside the next attempt."""
 
@@ -160,7 +187,7 @@ def test_an_attempt_whose_time_is_over_reports_nothing_more():
             async def run(self, event: WorkflowEvent[int], step: Step) -> int:
                 with suppress(StepError):
                     await step.do("s1", late, timeout="2 seconds", retries=Retries(limit=0))
-                return 1
+                return await step.do("s2", asyncio.sleep, 10, 1)
 
         def late(ctx: StepContext) -> None:
             for number in range(8):
