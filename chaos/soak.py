@@ -40,8 +40,8 @@ SOAK = Scenario(
     name="soak", faults=1, load=LoadOptions(instances=200, later_max=1_000_000, kept_s=KEPT_S),
     worker_options=("--snapshot-after", "0.1"),  # small, so that minutes show many snapshots, and what they trim
     recipe=Recipe([Kind.KILL_POD, Kind.KILL_SERVER, Kind.STOP_SERVER, Kind.END_SERVER, Kind.KILL_POD]),
-    does="work with a fault now and then, while memory, files, threads, consumers, subscriptions and the journal are "
-         "watched")
+    does="work with a fault now and then, while memory, files, threads, tasks, consumers, subscriptions and the journal "
+         "are watched")
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,12 @@ class Figure:
     least: float
 
 
+TASKS = "pods: tasks"
 FIGURES = (
     Figure("pods: memory", "MiB", 24.0),
     Figure("pods: file descriptors", "", 12.0),
     Figure("pods: threads", "", 12.0),
+    Figure(TASKS, "", 100.0),  # some for each instance that has a slot, and these come and go
     Figure("server: memory", "MiB", 24.0),
     Figure("server: file descriptors", "", 12.0),
     Figure("server: consumers", "", 4.0),
@@ -103,9 +105,10 @@ class Sampler:
 
     async def _sample(self) -> SoakSample:
         figures: dict[str, float] = {}
-        pids = [pod.pid for pod in await self._topology.pods() if pod.pid]
-        if len(pids) >= self._topology.pods_wanted:  # else a dead one would look like a figure that fell
-            figures |= of_processes("pods", pids)
+        pods = [pod for pod in await self._topology.pods(count_tasks=True) if pod.pid]
+        if len(pods) >= self._topology.pods_wanted:  # else a dead one would look like a figure that fell
+            figures |= of_processes("pods", [pod.pid for pod in pods])
+            figures[TASKS] = sum(pod.tasks for pod in pods)
         if (server := self._topology.server_pid()) and processes.is_alive(server):
             figures |= of_processes("server", [server], threads=False)
         figures |= await asyncio.to_thread(of_monitor, self._topology.monitor_url)

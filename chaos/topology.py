@@ -52,6 +52,8 @@ class PodSeen:
     session: str
     stations: list[str]
     slots_leased: int
+    tasks: int = 0
+    """Of asyncio, where they were counted."""
 
     @property
     def owns_zero(self) -> bool:
@@ -85,14 +87,14 @@ class Topology:
     """Killed processes are started again by the scenario, and write here; None = somebody else starts them again."""
     host: str = field(default_factory=socket.gethostname)
 
-    async def pods(self) -> list[PodSeen]:
+    async def pods(self, *, count_tasks: bool = False) -> list[PodSeen]:
         """The pods that answer and have stations, by name. Empty while the server does not answer."""
         try:
-            views = await self.client.pods()
+            views = await self.client.pods(count_tasks=count_tasks)
         except Unavailable:
             return []
         return [PodSeen(view.pod, view.pid if view.host == self.host else 0, view.session, list(view.stations),
-                        view.slots_leased) for view in views if view.stations]
+                        view.slots_leased, view.tasks) for view in views if view.stations]
 
     async def living(self) -> list[PodSeen]:
         """Once there are two pods at least, and an owner of station 0. Raises Unavailable when there never are."""

@@ -24,7 +24,7 @@ from toque import _subjects as subjects
 from toque._accounts import ensure_account, ensure_queue_stream
 from toque._app import App
 from toque._logging import configure, get_logger
-from toque._protocol import AccountRecord, Layout, PodView, SessionRecord, encode, is_json
+from toque._protocol import AccountRecord, Layout, PodView, SessionRecord, encode, is_json, wants_tasks
 from toque._subjects import StationId
 from toque.errors import SetupError, ToqueError, Unavailable
 from toque.storage.journal import Journal
@@ -413,7 +413,8 @@ class Pod:
             loop_lag_worst_ms=round(worst.seconds * 1000, 1), loop_blocked_by=worst.by,
             threads_in_use=callbacks.threads_taken, threads_abandoned=callbacks.threads_abandoned,
             threads_max=callbacks.threads_max, pid=os.getpid(), host=socket.gethostname(),
-            memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            tasks=len(asyncio.all_tasks()) if wants_tasks(message.data) else 0)
         context.bus.respond(message, encode(view, json=is_json(message.data)))
 
 

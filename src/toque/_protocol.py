@@ -211,6 +211,12 @@ class StationView(msgspec.Struct, omit_defaults=True):
     restored: RestoredView | None = None
 
 
+class PodsRequest(msgspec.Struct, omit_defaults=True):
+    """`pods.report`."""
+
+    tasks: bool = False  # count the asyncio tasks too: some 10 ms of the loop's time at 50,000
+
+
 class PodView(msgspec.Struct, omit_defaults=True):
     """A pod's answer to `pods.report`."""
 
@@ -232,6 +238,7 @@ class PodView(msgspec.Struct, omit_defaults=True):
     pid: int = 0
     host: str = ""
     memory_bytes: int = 0
+    tasks: int = 0  # asyncio tasks of the pod's loop that are not done, where the request asked for them
 
 
 class Answer(msgspec.Struct, omit_defaults=True):
@@ -321,6 +328,15 @@ _msgpack_encoder = msgspec.msgpack.Encoder()
 def is_json(body: bytes) -> bool:
     """Requests are objects, so JSON starts with a brace; an empty request is JSON too."""
     return not body or body[:1] in b"{ \n\r\t"
+
+
+def wants_tasks(request: bytes) -> bool:
+    """Whether a request of `pods.report` asks for the number of tasks. What else it holds is no reason not to answer."""
+    decode = msgspec.json.decode if is_json(request) else msgspec.msgpack.decode
+    try:
+        return decode(request or b"{}", type=PodsRequest).tasks
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return False
 
 
 def encode(value: Any, *, json: bool) -> bytes:

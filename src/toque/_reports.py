@@ -22,6 +22,7 @@ from toque._protocol import (
     InstanceView,
     ListPage,
     ListRequest,
+    PodsRequest,
     PodView,
     QueueView,
     SessionRecord,
@@ -128,7 +129,7 @@ class Reports:
 
     # -- pods -----------------------------------------------------------------------------------------------------
 
-    async def pods(self) -> list[PodView]:
+    async def pods(self, *, count_tasks: bool = False) -> list[PodView]:
         """What each pod answers within PODS_S_MAX, by name; at once when every live session has answered."""
         expected = {record.session for record in await self.live_sessions()}
         answers: dict[str, PodView] = {}
@@ -143,14 +144,16 @@ class Reports:
             if expected and expected <= answers.keys():
                 complete.set()
 
-        await self._broadcast(collect, complete, PODS_S_MAX if expected else PODS_S_MIN)
+        request = encode(PodsRequest(tasks=count_tasks), json=False)
+        await self._broadcast(request, collect, complete, PODS_S_MAX if expected else PODS_S_MIN)
         return sorted(answers.values(), key=lambda view: (view.pod, view.session))
 
-    async def _broadcast(self, collect: Callable[[Message], None], complete: asyncio.Event, window_s: float) -> None:
+    async def _broadcast(self, request: bytes, collect: Callable[[Message], None], complete: asyncio.Event,
+                         window_s: float) -> None:
         inbox = f"{self._inbox_prefix}.{self._rng.getrandbits(96):024x}"
         subscription = await self._bus.subscribe(inbox, collect)
         try:
-            self._bus.emit(_subjects.pods(self._account), _EMPTY_REQUEST, reply=inbox)
+            self._bus.emit(_subjects.pods(self._account), request, reply=inbox)
             async with asyncio.timeout(window_s):
                 await complete.wait()
         except TimeoutError:

@@ -320,9 +320,9 @@ class SyncClient:
 
     # -- the account ----------------------------------------------------------------------------------------------
 
-    def pods(self) -> builtins.list[PodView]:
-        """The pods that answer now, by name."""
-        return self._call(lambda client: client.pods())
+    def pods(self, *, count_tasks: bool = False) -> builtins.list[PodView]:
+        """The pods that answer now, by name: see `Client.pods`."""
+        return self._call(lambda client: client.pods(count_tasks=count_tasks))
 
     def stations(self) -> builtins.list[StationReport]:
         """Every station with its owner's view, or why there is none."""

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from toque import _subjects as subjects
-from toque._protocol import Answer, InstanceRequest, encode
+from toque._protocol import Answer, InstanceRequest, PodView, encode
 from toque._subjects import StationId
 from toque.errors import InstanceExists, OwnerAway, StepFailed, ToqueError
 from toque.sim.checks import check_all, check_once
@@ -29,6 +29,32 @@ async def ask(world: World, operation: str, request: InstanceRequest) -> Answer:
     subject = subjects.station_request("main", world.station_of(request.id), operation)
     reply = await world.bus().request(subject, encode(request, json=False), timeout_s=20.0)
     return msgspec.msgpack.decode(reply.data, type=Answer)
+
+
+# -- reports of pods ---------------------------------------------------------------------------------------------------
+
+def test_a_pod_counts_its_tasks_when_it_is_asked_to():
+    """Not otherwise, for the loop stands still meanwhile; in JSON too, and a request that means nothing is answered."""
+
+    async def story(world: World) -> None:
+        async def ask_for(request: bytes) -> int:
+            reply = await world.bus().request(subjects.pods("main"), request)
+            decode = msgspec.json.decode if request.startswith(b"{") else msgspec.msgpack.decode
+            return decode(reply.data, type=PodView).tasks
+
+        await world.start_pod("a", world.app(steps_workflow(world)))
+        await world.all_owned()
+        idle = [asyncio.ensure_future(asyncio.Event().wait()) for _ in range(1000)]
+
+        assert [view.tasks for view in await world.client().pods()] == [0]
+        [view] = await world.client().pods(count_tasks=True)
+        assert 1000 < view.tasks < 1100
+        assert await ask_for(b'{"tasks":true}') > 1000
+        assert await ask_for(b"{}") == await ask_for(b'{"tasks":7}') == await ask_for(b"\xc1") == 0
+        for task in idle:
+            task.cancel()
+
+    play(story)
 
 
 # -- rules 14 and 15: nonces -------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,9 @@ from toque.chaos.soak import (
     FIGURES,
     GROWTH_SAMPLES_MIN,
     LMDB,
+    SAMPLE_S,
+    TASKS,
+    Sampler,
     SoakSample,
     check_r6,
     course_of,
@@ -18,6 +23,8 @@ from toque.chaos.soak import (
     of_processes,
     planned,
 )
+from toque.chaos.topology import PodSeen
+from toque.sim.loop import run
 
 COUNT = 40
 
@@ -50,6 +57,27 @@ def test_noise_around_a_level_is_flat():
     values = [100.0 + 10 * (place % 5) for place in range(COUNT)]
 
     assert all(verdict.holds for verdict in check_r6(samples("pods: memory", values)))
+
+
+@pytest.mark.parametrize(("wanted", "sampled"), [(2, 12), (3, None)])
+def test_the_tasks_of_all_pods_are_sampled(tmp_path, wanted, sampled):
+    """Their sum, counted by the pods themselves; missing while a pod is missing, for it would look like a fall."""
+    here = os.getpid()
+
+    async def pods(*, count_tasks):
+        return [PodSeen(name, here, name, ["1.0"], 1, tasks if count_tasks else 0) for name, tasks in (("a", 5), ("b", 7))]
+
+    async def main():
+        topology = SimpleNamespace(pods=pods, pods_wanted=wanted, server_pid=lambda: 0, monitor_url="", stores=())
+        sampler = Sampler(topology, tmp_path / "soak.jsonl", lambda: 0)
+        task = asyncio.ensure_future(sampler.run())
+        await asyncio.sleep(1.5 * SAMPLE_S)
+        task.cancel()
+        return sampler.samples
+
+    [sample] = run(main(), seed=1)
+
+    assert sample.figures.get(TASKS) == sampled
 
 
 def test_too_few_samples_do_not_hold():

@@ -22,13 +22,13 @@ class Pods:
     def __init__(self, *views: SimpleNamespace) -> None:
         self._views = views
 
-    async def pods(self) -> list[SimpleNamespace]:
+    async def pods(self, *, count_tasks: bool = False) -> list[SimpleNamespace]:
         return list(self._views)
 
 
 def view(pod: str, station: str, *, host: str = HOST, pid: int = 0) -> SimpleNamespace:
     return SimpleNamespace(pod=pod, pid=pid or os.getpid(), host=host, session=f"{pod}-1", stations=[station],
-                           slots_leased=3)
+                           slots_leased=3, tasks=0)
 
 
 def topology(*views: SimpleNamespace, server_pid: int = 0) -> Topology:
