@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from toque import cli
+from toque._reports import StationReport
+from toque.client import Client
+from toque.errors import SetupError
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
@@ -49,6 +54,43 @@ def test_accounts_are_named_in_one_way(command: str, capsys: pytest.CaptureFixtu
 
     shown = capsys.readouterr().out
     assert "--nats" in shown and "--account" not in shown
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--account", "no.such", "-o", "json", "describe", "1.0"], ["-o", "json", "describe", "1.0", "--account", "no.such"],
+    ["--account", "main", "describe", "--account", "no.such", "1.0"]])
+def test_options_of_a_group_are_those_of_its_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they stand; the nearer one counts."""
+    seen: list[str] = []
+
+    def connect(url: str | None, **options: Any) -> None:
+        seen.append(options["account"])
+        raise SetupError("seen")
+
+    monkeypatch.setattr(Client, "connect", connect)
+
+    assert cli.main(["stations", *arguments]) != 0
+    assert seen == ["no.such"]
+
+
+def test_the_output_of_a_group_is_that_of_its_command(monkeypatch: pytest.MonkeyPatch,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    """`-o json` before the command prints JSON."""
+
+    class Connected:
+        async def __aenter__(self) -> Connected:
+            return self
+
+        async def __aexit__(self, *error: object) -> None:
+            pass
+
+        async def stations(self) -> list[StationReport]:
+            return [StationReport("1.0", None, "nobody")]
+
+    monkeypatch.setattr(Client, "connect", lambda *_, **__: Connected())
+
+    assert cli.main(["stations", "-o", "json", "describe", "1.0"]) == 0
+    assert json.loads(capsys.readouterr().out)["station"] == "1.0"
 
 
 def test_the_start_rate_is_not_promised(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,8 @@ def _as_command(call: Callable[..., int], command: Callable[..., Any],
 def alone(command: Callable[..., int]) -> Callable[..., int]:
     """What a group of commands does by itself, when none of its commands is named.
 
-    Raises UsageError for options before a command of the group: they would be lost.
+    Options before a command of the group are the command's, unless it is given them too. Raises UsageError for one that
+    the command does not have.
     """
     own = inspect.signature(command)
 
@@ -98,8 +99,12 @@ def alone(command: Callable[..., int]) -> Callable[..., int]:
             return command(**values)
         sources = {name: invocation.get_parameter_source(name) for name in values}
         given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        if given:
-            raise UsageError(f"put --{given[0].replace('_', '-')} behind {invocation.invoked_subcommand!r}")
+        chosen = invocation.invoked_subcommand
+        known = {parameter.name for parameter in invocation.command.commands[chosen].params}  # type: ignore[attr-defined]
+        for name in given:
+            if name not in known:
+                raise UsageError(f"--{name.replace('_', '-')} is no option of {chosen!r}")
+        invocation.default_map = {chosen: {name: getattr(values[name], "value", values[name]) for name in given}}
         return 0
 
     first = inspect.Parameter("invocation", inspect.Parameter.KEYWORD_ONLY, annotation=Context)
