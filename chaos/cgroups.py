@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
 PERIOD_US = 100_000
 _LIMIT_FILES = {"memory": ("memory.max", "memory.limit_in_bytes"), "cpu": ("cpu.max", "cpu.cfs_quota_us")}  # v2, v1
+_SWAP_FILE = "memory.swap.max"  # v2
 
 
 class CgroupsAway(OSError):
@@ -17,10 +19,15 @@ class CgroupsAway(OSError):
 
 
 class Cgroup:
-    """One group of one controller ("memory" or "cpu"), made below this process's own, removed by `close`."""
+    """One group of one controller ("memory" or "cpu"), removed by `close`.
+
+    It is made below this process's own group; in v2, where a group that hands controllers down holds no processes itself,
+    below the nearest one from there upwards that does.
+    """
 
     def __init__(self, controller: str) -> None:
         self._controller = controller
+        self._came_from: dict[int, Path] = {}  # by process
         self._is_v1 = (ROOT / controller).is_dir()
         self._base = self._v1_base() if self._is_v1 else self._v2_base()
         self._path = self._base / f"toque-chaos-{os.getpid()}-{time.monotonic_ns()}"
@@ -33,17 +40,23 @@ class Cgroup:
             raise CgroupsAway(f"control groups in {self._base} have no {controller} controller")
 
     def add(self, pid: int) -> None:
-        """Move a process into the group; what it holds already is charged to it only in part."""
+        """Move a process into the group; what it holds already is charged to it only in part. Raises OSError."""
+        self._came_from[pid] = self._group_of(str(pid))
         (self._path / "cgroup.procs").write_text(str(pid))
 
     def let_go(self, pid: int) -> None:
-        """Move a process back to where the group was made; nothing if it is gone."""
+        """Move a process back to where it came from, one that it has begun meanwhile to where we are; nothing if it is gone.
+
+        In v2 never to where the group was made: that one takes none.
+        """
         with contextlib.suppress(OSError):
-            (self._base / "cgroup.procs").write_text(str(pid))
+            (self._came_from.get(pid, self._group_of("self")) / "cgroup.procs").write_text(str(pid))
 
     def limit_memory(self, size: int) -> None:
         """Bound its memory; the kernel kills a process of the group that needs more. Set it while the group is empty."""
         (self._path / self._limit_file).write_text(str(size))
+        if (self._path / _SWAP_FILE).exists():
+            (self._path / _SWAP_FILE).write_text("0")  # else it is swapped out, and lives
 
     def limit_cpu(self, share: float) -> None:
         """Bound it to a share of one CPU."""
@@ -57,7 +70,7 @@ class Cgroup:
         return int(lines.get("nr_throttled", 0))
 
     def close(self) -> None:
-        """Remove the group; what is still in it goes back to where it was made."""
+        """Remove the group; what is still in it goes back."""
         with contextlib.suppress(OSError):
             for pid in (self._path / "cgroup.procs").read_text().split():
                 self.let_go(int(pid))
@@ -68,11 +81,17 @@ class Cgroup:
         return _LIMIT_FILES[self._controller][self._is_v1]
 
     def _v1_base(self) -> Path:
-        return ROOT / self._controller / _own_path(self._controller).lstrip("/")
+        return self._group_of("self")
+
+    def _group_of(self, process: str) -> Path:
+        """Where a process is; "self" is this one."""
+        if self._is_v1:
+            return ROOT / self._controller / _path_of(process, self._controller).lstrip("/")
+        return ROOT / _path_of(process, "").lstrip("/")
 
     def _v2_base(self) -> Path:
         """The nearest group from our own upwards whose children get the controller."""
-        base = ROOT / _own_path("").lstrip("/")
+        base = self._group_of("self")
         while base != ROOT and self._controller not in _text(base / "cgroup.subtree_control").split():
             base = base.parent
         if self._controller not in _text(base / "cgroup.subtree_control").split():
@@ -80,9 +99,9 @@ class Cgroup:
         return base
 
 
-def _own_path(controller: str) -> str:
-    """From /proc/self/cgroup: lines of number:controllers:path, v2's without controllers."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+def _path_of(process: str, controller: str) -> str:
+    """From /proc/<process>/cgroup: lines of number:controllers:path, v2's without controllers."""
+    for line in (PROC / process / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             return path
