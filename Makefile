@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit sim fmt dist local-images test-containers bench chaos soak clean
+.PHONY: help demo test lint types unit real beside sim fmt dist local-images test-containers bench chaos soak clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -25,7 +25,8 @@ help:  ## show this list
 demo: $(VENV)/.installed  ## run the main job: a census on two pods, one of them killed half-way
 	$(BIN)/toque demo
 
-test: lint types unit sim  ## lint, strict types and all tests but those that need containers
+test: lint unit  ## lint, strict types and all tests but those that need containers
+	$(MAKE) -j2 real beside
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check
@@ -36,7 +37,12 @@ types: $(VENV)/.developing
 
 unit: $(VENV)/.developing
 	$(BIN)/pytest -n auto tests/unit tests/simulation
+
+real: $(VENV)/.developing
 	$(BIN)/pytest -m 'not containers' tests/integration tests/acceptance  # one by one: they share the machine's disk
+
+beside: $(VENV)/.developing  # what only computes gives way to the tests that mostly wait, and fills the time
+	nice -n 15 $(MAKE) types sim JOBS=1
 
 sim: $(VENV)/.developing  ## play SEEDS=500 seeds in the simulator
 	$(BIN)/python -m toque.sim sweep --seeds 1-$(SEEDS) --jobs $(JOBS)
