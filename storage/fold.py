@@ -17,6 +17,8 @@ Tables and keys (all begin with the station's 4 bytes; numbers are big-endian, s
     tombs     workflow, 0, id → TombRow          deleted ones
     tomb_due  due, serial → workflow, 0, id      the same, by when they are forgotten
     serials             → the highest serial ever given
+    states    workflow, 0, status, serial → (empty)   where instances stand that are not running, for lists
+    states              → (empty)                all such instances are in it; states from before it lack that
 
 The numbers of the tables are part of the snapshots' format: new ones are only ever added at the end.
 """
@@ -34,9 +36,9 @@ from toque.storage import records as r
 from toque.storage.ports import StoredRow
 
 POSITION, ROWS, HISTORY, IDS, LIVE, TIMERS, LEASES, QUEUE, COUNTS, SNAPSHOTS, SIZES = range(11)
-DELETIONS, TOMBS, TOMB_DUE, SERIALS = range(11, 15)
+DELETIONS, TOMBS, TOMB_DUE, SERIALS, STATES = range(11, 16)
 TABLES = ("position", "rows", "history", "ids", "live", "timers", "leases", "queue", "counts", "snapshots", "sizes",
-          "deletions", "tombs", "tomb_due", "serials")
+          "deletions", "tombs", "tomb_due", "serials", "states")
 KEYS_PER_SCAN = 1000
 TOMBS_PER_RECORD = 100  # so many old tombstones a deletion forgets at least
 REQUESTS_KEPT = 16  # ids of control operations that an instance's row remembers
@@ -97,6 +99,10 @@ def count_key(station: bytes, workflow: str, status: r.Status) -> bytes:
     return station + workflow.encode() + b"\0" + bytes((status,))
 
 
+def state_key(station: bytes, workflow: str, status: r.Status, serial: bytes) -> bytes:
+    return count_key(station, workflow, status) + serial
+
+
 def step_key(kind: r.StepKind, name: str, occurrence: int) -> str:
     """The identity of a step within its run, as text."""
     return f"{int(kind)}:{occurrence}:{name}"
@@ -136,6 +142,8 @@ class FoldBatch:
         station = station_key(group.station)
         if group.position.sequence <= self._sequence(station):
             return
+        if not self._sequences[station]:
+            self.writes[STATES][station] = b""
         self._sequences[station] = group.position.sequence
         self.writes[POSITION][station] = _encode(group.position)
         self._sizes[station] = self._size(station) + sum(map(len, group.encoded)) + GROUP_OVERHEAD_BYTES
@@ -242,6 +250,7 @@ class FoldBatch:
         if row.status != before:
             self._count(station, row.workflow, before, -1)
             self._count(station, row.workflow, row.status, 1)
+            self._place(station, row.workflow, before, row.status, key[len(station):])
             if row.status.ended or before.ended:
                 self.writes[LIVE][key] = None if row.status.ended else b""
         self._arm(station, row, record.serial)
@@ -285,6 +294,14 @@ class FoldBatch:
             count = int.from_bytes(data, "big") if data else 0
         self._counts[key] = count + change
 
+    def _place(self, station: bytes, workflow: str, before: r.Status, now: r.Status, serial: bytes) -> None:
+        """Running ones have no place of their own, for every instance begins so: they are found among the live ones."""
+        states = self.writes[STATES]
+        if before is not r.Status.RUNNING:
+            states[state_key(station, workflow, before, serial)] = None
+        if now is not r.Status.RUNNING:
+            states[state_key(station, workflow, now, serial)] = b""
+
     # -- deleting ------------------------------------------------------------------------------------------------------
 
     def _delete(self, station: bytes, serial: int, record: r.Deleted) -> None:
@@ -302,6 +319,7 @@ class FoldBatch:
         self.writes[LIVE][key] = None
         self.writes[IDS][id_key(station, row.workflow, row.id)] = None
         self._count(station, row.workflow, row.status, -1)
+        self._place(station, row.workflow, row.status, r.Status.RUNNING, key[len(station):])
         self._erase_history(station, serial, since=(0, 0), before=row.run + 1)
         tomb = tomb_key(station, row.workflow, row.id)
         forget_at = record.at + record.tombstone_ms

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 import msgspec
 
 from toque._subjects import StationId
 from toque.storage import fold
 from toque.storage import records as r
+from toque.storage.listing import Listing, Tables
+from toque.storage.ports import RowPage, RowQuery, StoredRow
 
 _lease_decoder = msgspec.msgpack.Decoder(r.LeaseRow)
-
-
-class Tables(fold.Lookup, Protocol):
-    """Sorted tables of bytes."""
-
-    def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """At most `limit` rows whose key begins with `prefix` and is not below `start`, in order."""
-        ...
 
 
 class FoldedReaders:
@@ -29,6 +22,7 @@ class FoldedReaders:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
+        self._listing = Listing(tables)
 
     def position(self, station: StationId) -> r.Position | None:
         data = self._tables.get(fold.POSITION, fold.station_key(station))
@@ -73,17 +67,21 @@ class FoldedReaders:
         ]
         return [(due, serial) for due, serial in found if due <= until_ms]
 
-    def page(self, station: StationId, *, workflow: str = "", status: str = "", after: int = 0,
-             limit: int = 100) -> list[tuple[int, r.InstanceRow]]:
+    def page(self, station: StationId, query: RowQuery) -> RowPage:
+        return self._listing.page(station, query)
+
+    def is_indexed(self, station: StationId) -> bool:
+        return self._tables.get(fold.STATES, fold.station_key(station)) is not None
+
+    def index_rows(self, station: StationId) -> Iterator[list[StoredRow]]:
         prefix = fold.station_key(station)
-        found: list[tuple[int, r.InstanceRow]] = []
-        for key, data in self._pages(fold.ROWS, prefix, fold.serial_key(prefix, after + 1)):
-            row = fold.decode_row(data)
-            if workflow in ("", row.workflow) and status in ("", row.status.label):
-                found.append((int.from_bytes(key[4:], "big"), row))
-                if len(found) == limit:
-                    break
-        return found
+        start = prefix
+        while page := self._tables.scan(fold.ROWS, prefix, start, self.PAGE):
+            yield [StoredRow(fold.STATES, fold.state_key(b"", row.workflow, row.status, key[4:]), b"")
+                   for key, row in ((key, fold.decode_row(data)) for key, data in page)
+                   if row.status is not r.Status.RUNNING]
+            start = page[-1][0] + b"\0"
+        yield [StoredRow(fold.STATES, b"", b"")]
 
     def counts(self, station: StationId) -> dict[tuple[str, str], int]:
         prefix = fold.station_key(station)

@@ -74,6 +74,17 @@ class LmdbTables:
                 found.append((key, _unseal(key, sealed)))
         return found
 
+    def scan_back(self, table: int, prefix: bytes, below: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        found: list[tuple[bytes, bytes]] = []
+        with self._environment.begin(db=self._databases[table]) as transaction, transaction.cursor() as cursor:
+            if not (cursor.prev() if cursor.set_range(below) else cursor.last()):
+                return found
+            for key, sealed in cursor.iterprev():
+                if len(found) == limit or not key.startswith(prefix):
+                    break
+                found.append((key, _unseal(key, sealed)))
+        return found
+
     def keys(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[bytes]:
         found: list[bytes] = []
         with self._environment.begin(db=self._databases[table]) as transaction, transaction.cursor() as cursor:
@@ -149,6 +160,13 @@ class _WatchedTables:
     def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         try:
             return self._tables.scan(table, prefix, start, limit)
+        except (lmdb.Error, StoreDamaged) as error:
+            self._failed(error)
+            raise
+
+    def scan_back(self, table: int, prefix: bytes, below: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        try:
+            return self._tables.scan_back(table, prefix, below, limit)
         except (lmdb.Error, StoreDamaged) as error:
             self._failed(error)
             raise

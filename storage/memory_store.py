@@ -66,6 +66,14 @@ class MemoryTables:
             found.append((key, rows[key]))
         return found
 
+    def scan_back(self, table: int, prefix: bytes, below: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        keys = self._in_order(table)
+        end = bisect_left(keys, below)
+        wanted = list(takewhile(lambda key: key.startswith(prefix), keys[max(0, end - limit):end][::-1]))
+        if self.rotten and any((table, key) in self.rotten for key in wanted):
+            raise StoreDamaged("a value of the local store fails its CRC")
+        return [(key, self.tables[table][key]) for key in wanted]
+
     def keys(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[bytes]:
         keys = self._in_order(table)
         at = bisect_left(keys, max(prefix, start))
@@ -138,6 +146,13 @@ class _WatchedTables:
     def scan(self, table: int, prefix: bytes, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         try:
             return self._tables.scan(table, prefix, start, limit)
+        except StoreDamaged as error:
+            self._failed(error)
+            raise
+
+    def scan_back(self, table: int, prefix: bytes, below: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        try:
+            return self._tables.scan_back(table, prefix, below, limit)
         except StoreDamaged as error:
             self._failed(error)
             raise

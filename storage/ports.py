@@ -7,6 +7,7 @@ conformance tests and run in the simulator's virtual time. Timers and tasks of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
@@ -15,7 +16,7 @@ from toque.errors import BrokerUnavailable, ToqueError
 
 if TYPE_CHECKING:
     from toque._subjects import StationId
-    from toque.storage.records import Group, InstanceRow, LeaseRow, Position, Record, SnapshotRow, TombRow
+    from toque.storage.records import Group, InstanceRow, LeaseRow, Position, Record, SnapshotRow, Status, TombRow
 
 Headers = Mapping[str, str]
 BATCH_MESSAGES_MAX = 1_000  # of one atomic batch; the server's limit
@@ -274,6 +275,44 @@ class StoredRow(NamedTuple):
     value: bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowQuery:
+    """One page of a station's instances. Times are ms; 0 = any. `…_after` is from then on, `…_before` up to then."""
+
+    workflow: str = ""
+    statuses: tuple[Status, ...] = ()  # () = any
+    id_prefix: str = ""
+    created_after: int = 0
+    created_before: int = 0
+    ended_after: int = 0
+    ended_before: int = 0
+    newest: bool = False  # the newest first
+    after: int = 0  # the serial behind which the page begins, in that order; 0 = at the start
+    limit: int = 100
+    look_max: int = 500  # instances looked at for it
+
+    def wants(self, row: InstanceRow) -> bool:
+        """Whether the instance is one of those asked for."""
+        return (self.workflow in ("", row.workflow) and (not self.statuses or row.status in self.statuses)
+                and row.id.startswith(self.id_prefix)
+                and _within(row.created_at, self.created_after, self.created_before)
+                and _within(row.ended_at, self.ended_after, self.ended_before))
+
+
+def _within(time_ms: int, after: int, before: int) -> bool:
+    """A time that is not yet (0) is within no bounds."""
+    if not after and not before:
+        return True
+    return time_ms > 0 and after <= time_ms and (not before or time_ms < before)
+
+
+class RowPage(NamedTuple):
+    """Serials and rows, and the `after` of the next page: 0 = there is none. A page may be empty and have a next one."""
+
+    rows: list[tuple[int, InstanceRow]]
+    next: int
+
+
 class Export(Protocol):
     """One station's folded state, read out of one read transaction; see `toque.storage.snapshot_format`."""
 
@@ -378,9 +417,16 @@ class Store(Protocol):
         """(due ms, serial) of waiting instances to be woken by then, soonest first."""
         ...
 
-    def page(self, station: StationId, *, workflow: str = "", status: str = "", after: int = 0,
-             limit: int = 100) -> list[tuple[int, InstanceRow]]:
-        """Instances with a serial above `after`, in order of admission."""
+    def page(self, station: StationId, query: RowQuery) -> RowPage:
+        """Instances in the order of their admission, or the newest first; looks at a bounded number of them."""
+        ...
+
+    def is_indexed(self, station: StationId) -> bool:
+        """Whether the table of states is whole; it is not in a state that was begun by a version without it."""
+        ...
+
+    def index_rows(self, station: StationId) -> Iterable[list[StoredRow]]:
+        """What is to be loaded for that, piece by piece, the mark that it is whole last."""
         ...
 
     def counts(self, station: StationId) -> dict[tuple[str, str], int]:

@@ -57,6 +57,9 @@ class Restore:
         if restored is None:
             await self._store.drop(self._station)
             restored = await self._from_snapshots() or await self._from_start()
+        if not self._store.is_indexed(self._station):
+            for rows in self._store.index_rows(self._station):
+                await self._store.load(self._station, rows)
         position = self._store.position(self._station)
         if position != self._claim:
             raise JournalHalted(f"station {self._station}: read back up to {position}, and the claim is {self._claim}")

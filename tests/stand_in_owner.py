@@ -16,6 +16,7 @@ from toque._accounts import ensure_account, ensure_queue_stream
 from toque._protocol import (
     AccountRecord,
     Answer,
+    CountsView,
     InstanceRequest,
     InstanceView,
     ListPage,
@@ -53,6 +54,7 @@ class StandInOwner:
         self.events: dict[tuple[str, str], list[WatchView]] = {}  # for those who watch
         self.nonces: dict[tuple[str, str], str] = {}
         self.restarts: list[tuple[str, str, int, str]] = []  # (id, step's name, count, kind)
+        self.purgeable: dict[str, int] = {}  # by workflow, at each station
         self.committed: dict[str, int] = {}  # by workflow, at each station
         self.pods = [("a", "session-a"), ("b", "session-b")]
         self._changed = asyncio.Event()
@@ -198,11 +200,25 @@ class StandInOwner:
     async def _list(self, data: bytes, station: str) -> Answer:
         request = msgspec.msgpack.decode(data, type=ListRequest)
         number = StationId.parse(station).number
-        mine = [view for view in self.instances.values() if station_number(view.id, self.stations) == number
-                and request.workflow in ("", view.workflow) and request.status in ("", view.status)]
-        rows = mine[request.after:request.after + request.limit]
-        end = request.after + len(rows)
-        return self._ok(ListPage(rows, end if end < len(mine) else 0))
+        every = [(serial, view) for serial, view in enumerate(self.instances.values(), 1)
+                 if station_number(view.id, self.stations) == number]
+        if request.newest:
+            every.reverse()
+        mine = [(serial, view) for serial, view in every
+                if request.workflow in ("", view.workflow) and (not request.status or view.status in request.status)
+                and (not request.after or (serial < request.after if request.newest else serial > request.after))]
+        rows = mine[:request.limit]
+        return self._ok(ListPage([view for _, view in rows], rows[-1][0] if len(rows) < len(mine) else 0,
+                                 [serial for serial, _ in rows]))
+
+    async def _counts(self, data: bytes, station: str) -> Answer:
+        number = StationId.parse(station).number
+        counts: dict[str, dict[str, int]] = {}
+        for view in self.instances.values():
+            if station_number(view.id, self.stations) == number:
+                by_status = counts.setdefault(view.workflow, {})
+                by_status[view.status] = by_status.get(view.status, 0) + 1
+        return self._ok(CountsView(counts, self.purgeable))
 
     async def _report(self, data: bytes, station: str) -> Answer:
         queues = [QueueView(workflow, committed) for workflow, committed in self.committed.items()]

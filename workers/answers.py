@@ -18,6 +18,8 @@ from toque._payload import JSON, MSGPACK, msgpack_from, to_json, to_msgpack
 from toque._protocol import (
     LONG_POLL_S_MAX,
     Answer,
+    CountsRequest,
+    CountsView,
     DescribeView,
     ErrorView,
     EventRequest,
@@ -36,7 +38,7 @@ from toque._protocol import (
 )
 from toque.errors import ToqueError, Unavailable, UsageError
 from toque.storage import records as r
-from toque.storage.ports import BusError, Message, NoResponders, StoreDamaged, Subscription
+from toque.storage.ports import BusError, Message, NoResponders, RowQuery, StoreDamaged, Subscription
 from toque.storage.runs import newest_run
 from toque.workers.engine import Engine
 from toque.workers.event_intake import EventIntake
@@ -47,7 +49,7 @@ from toque.workers.news import within
 from toque.workers.station import Station
 from toque.workers.watching import Watching
 
-LIST_LIMIT_MAX = 1000
+LIST_LIMIT_MAX = 500  # rows of a page, and instances looked at for it: about 5 ms
 
 _log = get_logger("toque.answers")
 
@@ -67,6 +69,7 @@ class Answers:
             "exists": (InstanceRequest, self._exists),
             "event": (EventRequest, self._event),
             "list": (ListRequest, self._list),
+            "counts": (CountsRequest, self._counts),
             "report": (ListRequest, self._report),
         }
         self._finder = Finder(station)
@@ -232,18 +235,32 @@ class Answers:
     # -- many ----------------------------------------------------------------------------------------------------------
 
     async def _list(self, request: ListRequest, json: bool) -> Answer:
-        limit = max(1, min(request.limit, LIST_LIMIT_MAX))
-        rows = self._context.store.page(self._station.id, workflow=request.workflow, status=request.status,
-                                        after=request.after, limit=limit)
-        views = [self._row_view(serial, row) for serial, row in rows]
-        return self._value(ListPage(views, rows[-1][0] if len(rows) == limit else 0), json)
+        try:
+            query = _row_query(request)
+        except KeyError as error:
+            return Answer(self._epoch, "refused", f"no instance has the status {error}")
+        page = self._context.store.page(self._station.id, query)
+        views = [self._row_view(serial, row) for serial, row in page.rows]
+        return self._value(ListPage(views, page.next, [serial for serial, _ in page.rows]), json)
+
+    async def _counts(self, request: CountsRequest, json: bool) -> Answer:
+        await self._context.store.flush()
+        counts = self._counted()
+        purgeable = {name: len(souschef.handled) for name, souschef in self._station.souschefs.items()}
+        if request.workflow:
+            counts = {request.workflow: counts.get(request.workflow, {})}
+        return self._value(CountsView(counts, purgeable), json)
+
+    def _counted(self) -> dict[str, dict[str, int]]:
+        counts: dict[str, dict[str, int]] = {}
+        for (workflow, status), count in self._context.store.counts(self._station.id).items():
+            if count:
+                counts.setdefault(workflow, {})[status] = count
+        return counts
 
     async def _report(self, request: ListRequest, json: bool) -> Answer:
         station, context = self._station, self._context
-        counts: dict[str, dict[str, int]] = {}
-        for (workflow, status), count in context.store.counts(station.id).items():
-            if count:
-                counts.setdefault(workflow, {})[status] = count
+        counts = self._counted()
         live = sum(count for by_status in counts.values() for status, count in by_status.items()
                    if not r.Status.of(status).ended)
         queues = [
@@ -340,6 +357,16 @@ class Answers:
         """ "slot" for an instance that could go on and has none; "" for any other."""
         could_go_on = status in (r.Status.RUNNING, r.Status.WAITING)
         return "slot" if could_go_on and self._station.stands_in_line(serial) else ""
+
+
+def _row_query(request: ListRequest) -> RowQuery:
+    """Raises KeyError for a status that there is not."""
+    statuses = [request.status] if isinstance(request.status, str) else request.status
+    return RowQuery(
+        workflow=request.workflow, statuses=tuple(r.Status.of(status) for status in statuses if status),
+        id_prefix=request.id_prefix, created_after=request.created_after, created_before=request.created_before,
+        ended_after=request.ended_after, ended_before=request.ended_before, newest=request.newest,
+        after=max(0, request.after), limit=max(1, min(request.limit, LIST_LIMIT_MAX)), look_max=LIST_LIMIT_MAX)
 
 
 def _live_status(engine: Engine) -> r.Status:

@@ -69,8 +69,12 @@ async def waiting(client: Client) -> None:
 
 
 async def looking(client: Client) -> None:
-    async for row in client.list("remind", limit=10):
+    async for row in client.list("remind", status=["errored", "terminated"], order="newest", limit=10):
         print(row.id, row.status)
+    page = await client.list_page(id_prefix="reminder-", limit=50)
+    if page.cursor:  # text: it may travel in a URL, and come back to another process
+        page = await client.list_page(cursor=page.cursor, limit=50)
+    print(await client.counts("remind"))  # {'remind': {'complete': 12, 'queued': 3, …}}
     for pod in await client.pods():
         print(pod.pod, pod.slots_in_use, "of", pod.slots_leased, "slots in use")
     for queue in await client.queues():

@@ -46,12 +46,24 @@ class RestartRequest(InstanceRequest, omit_defaults=True):
 
 
 class ListRequest(msgspec.Struct, omit_defaults=True):
-    """Of `list`: one page of one station, in order of admission."""
+    """Of `list`: one page of one station, in order of admission. Bounds of time: `…_after` ≤ time < `…_before`; 0 = none."""
 
     workflow: str = ""
-    status: str = ""
-    after: int = 0
+    status: str | list[str] = ""  # one, or several; "" = any
+    after: int = 0  # `next` of the page before, or the serial of its last row that is wanted; 0 = from the start
     limit: int = 100
+    newest: bool = False  # the newest first
+    id_prefix: str = ""
+    created_after: int = 0
+    created_before: int = 0
+    ended_after: int = 0
+    ended_before: int = 0
+
+
+class CountsRequest(msgspec.Struct, omit_defaults=True):
+    """Of `counts`: of one workflow, or of all."""
+
+    workflow: str = ""
 
 
 class ErrorView(msgspec.Struct, omit_defaults=True):
@@ -155,10 +167,18 @@ class WatchPage(msgspec.Struct, omit_defaults=True):
 
 
 class ListPage(msgspec.Struct, omit_defaults=True):
-    """`list`: rows and the `after` of the next page (0 = this was the last)."""
+    """`list`: rows and the `after` of the next page (0 = this was the last). One without rows may have a next one."""
 
     rows: list[InstanceView]
     next: int = 0
+    serials: list[int] = []  # of the rows: each is the `after` of a page that begins behind it
+
+
+class CountsView(msgspec.Struct, omit_defaults=True):
+    """`counts` of a station: everything that its owner has accepted."""
+
+    instances: dict[str, dict[str, int]]  # by workflow and status
+    purgeable: dict[str, int] = {}  # by workflow: messages that still lie in the queue, and are no longer queued
 
 
 class QueueView(msgspec.Struct, omit_defaults=True):

@@ -1,4 +1,4 @@
-"""What a client shows of an account as a whole: its pods, stations, queues and workflows, and lists of instances.
+"""What a client shows of an account as a whole: its pods, stations, queues and workflows, and how many instances there are.
 
 Figures are put together from several places at slightly different moments, so they are for people and for scaling,
 not for decisions about single instances: those come from the owner of the instance's station.
@@ -7,9 +7,7 @@ not for decisions about single instances: those come from the owner of the insta
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -19,9 +17,8 @@ import msgspec
 from toque import _subjects
 from toque._accounts import no_account, queue_workflows, read_account
 from toque._protocol import (
-    InstanceView,
-    ListPage,
-    ListRequest,
+    CountsRequest,
+    CountsView,
     PodsRequest,
     PodView,
     QueueView,
@@ -42,9 +39,7 @@ PODS_S_MAX: Final = 1.0  # how long answers of pods are collected when not every
 PODS_S_MIN: Final = 0.3  # … when no session is known to be live
 STATION_S_MAX: Final = 2.0  # how long a report of a station is asked for before it counts as without an owner
 OLDEST_S_MAX: Final = 2.0
-PAGE_ROWS_MAX: Final = 100
 READS_IN_FLIGHT: Final = 32
-LISTED: Final = ("running", "waiting", "waitingForPause", "paused", "complete", "errored", "terminated")
 
 T = TypeVar("T")
 
@@ -52,7 +47,7 @@ _EMPTY_REQUEST: Final = encode({}, json=False)
 
 _decode_pod = msgspec.msgpack.Decoder(PodView).decode
 _decode_station = msgspec.msgpack.Decoder(StationView).decode
-_decode_page = msgspec.msgpack.Decoder(ListPage).decode
+_decode_counts = msgspec.msgpack.Decoder(CountsView).decode
 _decode_session = msgspec.json.Decoder(SessionRecord).decode
 
 
@@ -288,70 +283,32 @@ class Reports:
                 pods.setdefault(workflow, {})[session.pod] = version
         return [WorkflowReport(workflow, dict(sorted(pods[workflow].items()))) for workflow in sorted(pods)]
 
-    # -- instances ------------------------------------------------------------------------------------------------
+    async def counts(self, workflow: str, timeout_s: float) -> dict[str, dict[str, int]]:
+        """Instances by workflow and status, what is queued among them. Raises SetupError, OwnerAway, BrokerUnavailable."""
+        request = encode(CountsRequest(workflow=workflow), json=False)
+        stations = await self._asker.stations()
+        names, views = await asyncio.gather(
+            queue_workflows(self._bus, self._account),
+            _gather_bounded([self._station_counts(station, request, timeout_s) for station in stations]))
+        counts: dict[str, dict[str, int]] = {}
+        for view in views:
+            for name, by_status in view.instances.items():
+                total = counts.setdefault(name, {})
+                for status, count in by_status.items():
+                    total[status] = total.get(status, 0) + count
+        for name in names if not workflow else {workflow} & set(names):
+            info = await self._bus.stream_info(_subjects.queue_stream(self._account, name))
+            queued = info.messages - sum(view.purgeable.get(name, 0) for view in views)
+            counts.setdefault(name, {})["queued"] = max(0, queued)
+        return {name: dict(sorted(counts[name].items())) for name in sorted(counts)}
 
-    async def instances(self, workflow: str, status: str, limit: int | None, timeout_s: float,
-                        ) -> AsyncGenerator[InstanceView, None]:
-        """Admitted instances of all stations, oldest first; holds at most a page of each station.
-
-        Raises UsageError (a status that no listed instance has), SetupError, OwnerAway (a station does not answer).
-        """
-        _check_listed(status, limit)
-        rows = PAGE_ROWS_MAX if limit is None else min(limit, PAGE_ROWS_MAX)
-        cursors = [_Cursor(self._asker, station, ListRequest(workflow=workflow, status=status, limit=rows), timeout_s)
-                   for station in await self._asker.stations()]
-        firsts = await _gather_bounded([cursor.next() for cursor in cursors])
-        heads = [(view.admitted_at, index, view) for index, view in enumerate(firsts) if view is not None]
-        heapq.heapify(heads)
-        given = 0
-        while heads and (limit is None or given < limit):
-            _, index, view = heads[0]
-            yield view
-            given += 1
-            following = await cursors[index].next()
-            if following is None:
-                heapq.heappop(heads)
-            else:
-                heapq.heapreplace(heads, (following.admitted_at, index, following))
-
-
-class _Cursor:
-    """Reads one station's list, page by page."""
-
-    def __init__(self, asker: StationAsker, station: StationId, request: ListRequest, timeout_s: float) -> None:
-        self._asker = asker
-        self._station = station
-        self._request = request
-        self._timeout_s = timeout_s
-        self._rows: deque[InstanceView] = deque()
-        self._done = False
-
-    async def next(self) -> InstanceView | None:
-        while not self._rows and not self._done:
-            await self._read()
-        return self._rows.popleft() if self._rows else None
-
-    async def _read(self) -> None:
-        deadline = Deadline(self._timeout_s)
-        answer = await self._asker.at(self._station, "list", encode(self._request, json=False), deadline)
+    async def _station_counts(self, station: StationId, request: bytes, timeout_s: float) -> CountsView:
+        answer = await self._asker.at(station, "counts", request, Deadline(timeout_s))
         if isinstance(answer, Silence):
-            raise OwnerAway(f"the list is incomplete: {answer.reason}")
+            raise OwnerAway(f"the counts are incomplete: {answer.reason}")
         if answer.code != "ok":
-            raise UsageError(f"station {self._station} refuses the list: {answer.message or answer.code}")
-        page = _decode_page(answer.value)
-        self._rows.extend(page.rows)
-        self._done = page.next == 0
-        self._request = msgspec.structs.replace(self._request, after=page.next)
-
-
-def _check_listed(status: str, limit: int | None) -> None:
-    if status == "queued":
-        raise UsageError("queued instances are not listed, only counted: ask for the queues (`toque queues`), or for the "
-                         "status of a single one (`toque instances describe ID`)")
-    if status and status not in LISTED:
-        raise UsageError(f"no instance has the status {status!r}; there are {', '.join(LISTED)}")
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit must be 1 or more, not {limit}")
+            raise UsageError(f"station {station} refuses to count: {answer.message or answer.code}")
+        return _decode_counts(answer.value)
 
 
 def _queue_view(report: StationReport, workflow: str) -> QueueView | None:

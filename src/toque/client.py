@@ -10,21 +10,23 @@ import asyncio
 import builtins
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, Unpack, overload
 
 import msgspec
 
 from toque import _payload
 from toque._accounts import Accounts
+from toque._connecting import Opening
 from toque._creation import BatchCreator, BatchResult, Creator, NewInstance
 from toque._dead import DeadMessages
 from toque._deletion import DeleteResult, checked_ids, delete_each
 from toque._durations import Duration, format_ms, to_ms
+from toque._lists import PAGE_ROWS_DEFAULT, ListFilters, Lists, list_request
 from toque._names import approval_type, check_account, check_event_type, check_instance_id, check_workflow
 from toque._protocol import (
     Answer,
@@ -59,8 +61,8 @@ from toque.workflow import Retention, Workflow, params_type, result_type, workfl
 if TYPE_CHECKING:
     from toque.storage.ports import Bus, Randomness
 
-__all__ = ["BatchResult", "Client", "DeleteResult", "Instance", "InstanceStatus", "NewInstance", "QueueReport",
-           "StationQueue", "StationReport", "StepRef", "TlsFiles", "WorkflowReport"]
+__all__ = ["BatchResult", "Client", "DeleteResult", "Instance", "InstanceStatus", "NewInstance", "Page",
+           "QueueReport", "StationQueue", "StationReport", "StepRef", "TlsFiles", "WorkflowReport"]
 
 TIMEOUT_DEFAULT: Final = "10 seconds"
 BATCH_TIMEOUT_DEFAULT: Final = "30 seconds"
@@ -118,6 +120,14 @@ class InstanceStatus:
         return self.status in ENDED
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a list. `cursor` goes on behind it; None = this was the last one. The last one may be empty."""
+
+    rows: list[InstanceStatus]
+    cursor: str | None
+
+
 class Client:
     """A connection to one account. Make one with `await Client.connect(…)`, and close it.
 
@@ -133,13 +143,15 @@ class Client:
         self._rng = rng or random.SystemRandom()
         self._asker = StationAsker(bus, account, self._rng)
         self._creator = Creator(bus, account, self._asker, self._rng, now_ms or _wall_clock_ms)
+        self._lists = Lists(account, self._asker)
         self._reports = Reports(bus, account, self._asker, self._rng, inbox_prefix)
         self.accounts = Accounts(bus)
         self.dead = DeadMessages(bus, account, self._creator, self._asker, self._rng)
 
     @classmethod
     def connect(cls, url: str | None = None, *, account: str = "main", credentials: Path | str | None = None,
-                tls: TlsFiles | None = None, context: str | None = None, name: str = "toque-client") -> Connecting:
+                tls: TlsFiles | None = None, context: str | None = None,
+                name: str = "toque-client") -> Connecting:
         """Connect: `client = await Client.connect()` or `async with Client.connect() as client`.
 
         Without a `url`: NATS_URL, else a running `toque dev` in this directory or above, else the selected NATS
@@ -266,16 +278,17 @@ class Client:
         await handle.status(timeout=timeout)
         return handle
 
-    async def list(self, workflow: type[Workflow[Any, Any]] | str | None = None, *, status: str | None = None,
-                   limit: int | None = None,
-                   timeout: Duration = TIMEOUT_DEFAULT) -> AsyncGenerator[InstanceStatus, None]:
+    async def list(self, workflow: type[Workflow[Any, Any]] | str | None = None, *, limit: int | None = None,
+                   page_size: int = PAGE_ROWS_DEFAULT, timeout: Duration = TIMEOUT_DEFAULT,
+                   **filters: Unpack[ListFilters]) -> AsyncGenerator[InstanceStatus, None]:
         """Admitted instances, oldest first: `async for row in client.list("census", status="running")`.
 
-        Instances that are still queued are not listed. Rows are read in pages while you iterate, so one that changes
-        meanwhile may show either state. `timeout` is for each page. Raises UsageError, InvalidName, OwnerAway.
+        Rows are read in pages while you iterate: one that changes meanwhile may show either state, is never given
+        twice, and may be left out if its status is filtered; one that does not change is always there. Queued ones are
+        not listed. `timeout` is for each answer of a station. Raises UsageError, InvalidName, OwnerAway.
         """
-        name = "" if workflow is None else workflow_types(workflow)[0]
-        async for view in self._reports.instances(name, status or "", limit, _seconds(timeout)):
+        request = list_request(_name(workflow), filters)
+        async for view in self._lists.rows(request, limit, page_size, _seconds(timeout)):
             yield _status(view, Any)
 
     def subscribe(self, instances: Iterable[Instance[Any]], *, cursors: Mapping[tuple[str, str], str] | None = None,
@@ -287,6 +300,18 @@ class Client:
         when all have ended. `cursors` holds the last cursor of an instance by its (workflow, id).
         """
         return subscribe(instances, cursors or {}, filter, timeout)
+
+    async def list_page(self, workflow: type[Workflow[Any, Any]] | str | None = None, *, cursor: str | None = None,
+                        limit: int = PAGE_ROWS_DEFAULT, timeout: Duration = TIMEOUT_DEFAULT,
+                        **filters: Unpack[ListFilters]) -> Page:
+        """One page of such a list, at most `limit` (to 1,000) rows, and the cursor of the next.
+
+        A cursor is text, safe in a URL; it carries its filters, which may be left out with it. It holds for ever, whoever
+        owns the stations, and in the same order gives what `list` would. Raises as `list`.
+        """
+        request = list_request(_name(workflow), filters)
+        rows, following = await self._lists.page(request, cursor or "", limit, _seconds(timeout))
+        return Page([_status(view, Any) for view in rows], following)
 
     # -- the account ----------------------------------------------------------------------------------------------
 
@@ -315,6 +340,15 @@ class Client:
 
     def _encode_payload(self, payload: Any) -> bytes:
         return _payload.encode(payload, what="the event's payload", limit=_payload.payload_max(self._bus.max_payload))
+
+    async def counts(self, workflow: type[Workflow[Any, Any]] | str | None = None, *,
+                     timeout: Duration = TIMEOUT_DEFAULT) -> dict[str, dict[str, int]]:
+        """How many instances there are: by workflow, then by status, queued ones too.
+
+        Each station's part is exact as of its answer; a creation that is admitted during the call may be counted as
+        queued too, or not yet. Raises InvalidName, SetupError, OwnerAway, BrokerUnavailable.
+        """
+        return await self._reports.counts(_name(workflow), _seconds(timeout))
 
     def _request_id(self) -> str:
         """Of one operation, and every repeat of it."""
@@ -505,24 +539,8 @@ class Instance(Generic[R]):
                 await pauses.wait(deadline)
 
 
-class Connecting:
+class Connecting(Opening[Client]):
     """A connection to be made: await it, or enter it with `async with`."""
-
-    def __init__(self, connect: Callable[[], Coroutine[Any, Any, Client]]) -> None:
-        self._connect = connect
-        self._client: Client | None = None
-
-    def __await__(self) -> Generator[Any, None, Client]:
-        return self._connect().__await__()
-
-    async def __aenter__(self) -> Client:
-        self._client = await self._connect()
-        return self._client
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        traceback: TracebackType | None) -> None:
-        if self._client is not None:
-            await self._client.close()
 
 
 # -- workflows and views -----------------------------------------------------------------------------------------------
@@ -534,6 +552,11 @@ def workflow_types(workflow: Any) -> tuple[str, Any, Any]:
     if isinstance(workflow, type) and issubclass(workflow, Workflow):
         return workflow_name(workflow), params_type(workflow), result_type(workflow)
     raise UsageError(f"a workflow is named by its class or its name, not by {workflow!r:.80}")
+
+
+def _name(workflow: Any) -> str:
+    """Of a workflow that may be left out."""
+    return "" if workflow is None else workflow_types(workflow)[0]
 
 
 def _status(view: InstanceView, result_type: Any) -> InstanceStatus:

@@ -16,11 +16,12 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, Unpack, overload
 
 from toque._creation import BatchResult, NewInstance
 from toque._deletion import DeleteResult, checked_ids
 from toque._durations import Duration
+from toque._lists import PAGE_ROWS_DEFAULT, ListFilters
 from toque._names import check_account, check_instance_id
 from toque._protocol import AccountRecord, DescribeView, PodView
 from toque._reports import QueueReport, StationReport, WorkflowReport
@@ -32,6 +33,7 @@ from toque.client import (
     Client,
     Instance,
     InstanceStatus,
+    Page,
     StepRef,
     TlsFiles,
     workflow_types,
@@ -275,11 +277,19 @@ class SyncClient:
         handle.status(timeout=timeout)
         return handle
 
-    def list(self, workflow: type[Workflow[Any, Any]] | str | None = None, *, status: str | None = None,
-             limit: int | None = None, timeout: Duration = TIMEOUT_DEFAULT) -> Iterator[InstanceStatus]:
+    def list(self, workflow: type[Workflow[Any, Any]] | str | None = None, *, limit: int | None = None,
+             page_size: int = PAGE_ROWS_DEFAULT, timeout: Duration = TIMEOUT_DEFAULT,
+             **filters: Unpack[ListFilters]) -> Iterator[InstanceStatus]:
         """See `Client.list`: admitted instances, oldest first, read in pages while you iterate."""
+        return self._rows(lambda client: client.list(workflow, limit=limit, page_size=page_size, timeout=timeout,
+                                                     **filters))
 
-        return self._rows(lambda client: client.list(workflow, status=status, limit=limit, timeout=timeout))
+    def list_page(self, workflow: type[Workflow[Any, Any]] | str | None = None, *, cursor: str | None = None,
+                  limit: int = PAGE_ROWS_DEFAULT, timeout: Duration = TIMEOUT_DEFAULT,
+                  **filters: Unpack[ListFilters]) -> Page:
+        """One page of such a list and the cursor of the next: see `Client.list_page`."""
+        return self._call(lambda client: client.list_page(workflow, cursor=cursor, limit=limit, timeout=timeout,
+                                                          **filters))
 
     def _rows(self, rows_of: Callable[[Client], AsyncGenerator[T, None]]) -> Iterator[T]:
         """What an asynchronous list of the client yields, fetched in pages while you iterate."""
@@ -327,6 +337,11 @@ class SyncClient:
     def stations(self) -> builtins.list[StationReport]:
         """Every station with its owner's view, or why there is none."""
         return self._call(lambda client: client.stations())
+
+    def counts(self, workflow: type[Workflow[Any, Any]] | str | None = None, *,
+               timeout: Duration = TIMEOUT_DEFAULT) -> dict[str, dict[str, int]]:
+        """How many instances there are, by workflow and status: see `Client.counts`."""
+        return self._call(lambda client: client.counts(workflow, timeout=timeout))
 
     def queues(self, *, count_stations: bool = False) -> builtins.list[QueueReport]:
         """Every workflow's queue: see `Client.queues`."""

@@ -200,10 +200,26 @@ def test_a_list_that_is_cut_says_so(terminal: Terminal) -> None:
         terminal.toque("trigger", "greet", "1", "--id", f"cut-{number}", "--wait")
 
     cut, whole = (terminal.toque("instances", "list", "--limit", limit) for limit in ("2", "1000"))
+    cursor = cut.stderr.partition("--cursor ")[2].split()[0]
+    following = terminal.toque("instances", "list", "--limit", "2", "--cursor", cursor)
 
     assert len(cut.stdout.splitlines()) == 3
-    assert cut.stderr == f"the newest 2 of {len(whole.stdout.splitlines()) - 1}; --limit shows more\n"
     assert whole.stderr == ""
+    shown = cut.stdout.splitlines() + following.stdout.splitlines()[1:]
+    assert [line.split()[0] for line in shown] == [line.split()[0] for line in whole.stdout.splitlines()[:5]]
+
+
+def test_ids_are_listed_for_pipes_and_instances_counted(terminal: Terminal) -> None:
+    """One id a line, by prefix and time, the oldest first on demand; the count agrees."""
+    for number in range(3):
+        terminal.toque("trigger", "greet", "1", "--id", f"piped-{number}", "--wait")
+
+    listed = terminal.toque("instances", "list", "--id-prefix", "piped-", "--oldest", "--created-after", "1 hour",
+                            "-o", "ids")
+    none = terminal.toque("instances", "list", "--id-prefix", "piped-", "--ended-before", "1 hour", "-o", "ids")
+
+    assert (listed.stdout, none.stdout) == ("piped-0\npiped-1\npiped-2\n", "")
+    assert terminal.report("instances", "count", "-w", "greet")["greet"]["complete"] >= 3
 
 
 def test_the_latest_is_found_by_name(terminal: Terminal) -> None:

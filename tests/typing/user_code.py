@@ -28,6 +28,7 @@ from toque import (
     Workflow,
     WorkflowEvent,
 )
+from toque.client import Page
 
 Item = TypeVar("Item")
 
@@ -184,6 +185,8 @@ async def ask(paths: list[str]) -> None:
             assert_type(row, InstanceStatus)
         await handle.send_event("paid", {"amount": 5}, event_id="payment-17", timeout="5 seconds")
         await handle.approve("refund", by="ann", comment="seen")
+        assert_type(await client.list_page(Direct, status=["running"], order="newest", cursor=None), Page)
+        assert_type(await client.counts(Direct), dict[str, dict[str, int]])
         await handle.terminate()
 
 

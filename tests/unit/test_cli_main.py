@@ -20,7 +20,7 @@ from toque.errors import SetupError
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
 COMMANDS = ["dev", "worker", "demo", "version", "trigger", "queues", "stations", "stations describe", "pods", "workflows",
-            "instances list", "instances describe", "instances watch",
+            "instances list", "instances count", "instances describe", "instances watch",
             "instances pause", "instances resume", "instances restart", "instances terminate", "instances delete",
             "dead list", "dead show", "dead retry", "dead drop",
             "accounts create", "accounts list", "accounts describe", "accounts set"]

@@ -13,6 +13,7 @@ from toque.storage import fold
 from toque.storage import records as r
 from toque.storage.lmdb_store import LmdbStore
 from toque.storage.memory_store import MemoryStore, MemoryTables
+from toque.storage.ports import RowQuery
 
 STATION = StationId(1, 3)
 
@@ -112,7 +113,7 @@ def test_lmdb_holds_what_memory_holds(tmp_path: Path) -> None:
             await store.flush()
             assert store.position(STATION) == memory.position(STATION)
             assert store.history(STATION, 1) == memory.history(STATION, 1)
-            assert store.page(STATION) == memory.page(STATION)
+            assert store.page(STATION, RowQuery()) == memory.page(STATION, RowQuery())
             assert store.counts(STATION) == memory.counts(STATION)
             store.close()
 

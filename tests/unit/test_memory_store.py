@@ -9,7 +9,7 @@ from toque.sim.loop import run
 from toque.storage import fold
 from toque.storage import records as r
 from toque.storage.memory_store import MemoryStore
-from toque.storage.ports import StoreDamaged
+from toque.storage.ports import RowQuery, StoreDamaged
 
 STATION = StationId(1, 0)
 
@@ -52,7 +52,7 @@ def test_a_rotten_row_is_never_served() -> None:
         with pytest.raises(StoreDamaged):
             store.row(STATION, 1)
         with pytest.raises(StoreDamaged):
-            store.page(STATION)
+            store.page(STATION, RowQuery())
         store.apply(group(2))
         store.close()
 

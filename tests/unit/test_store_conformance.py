@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from toque._subjects import StationId
@@ -14,7 +16,7 @@ from toque.storage import fold
 from toque.storage import records as r
 from toque.storage.lmdb_store import LmdbStore
 from toque.storage.memory_store import MemoryStore
-from toque.storage.ports import Store
+from toque.storage.ports import RowQuery, Store
 from toque.storage.snapshot_format import ChunkReader
 
 STATION, OTHER = StationId(1, 0), StationId(1, 1)
@@ -80,7 +82,7 @@ def test_a_fresh_store_knows_nothing(on_store):
         assert store.history(STATION, 1) == []
         assert list(store.unended(STATION)) == []
         assert store.due(STATION, 10**15, 10) == []
-        assert store.page(STATION) == []
+        assert store.page(STATION, RowQuery()) == ([], 0)
         assert store.counts(STATION) == {}
         assert store.highest_serial(STATION) == 0
         assert store.queue_position(STATION, "census") == 0
@@ -167,26 +169,151 @@ def test_due_gives_the_soonest_first_up_to_a_time(on_store):
     on_store(check)
 
 
+def listed(store, **query):
+    return [serial for serial, _ in store.page(STATION, RowQuery(**query)).rows]
+
+
 def test_pages_follow_the_order_of_admission(on_store):
-    """`after` and `limit`, by workflow and by status."""
+    """`after` and `limit`, by workflow and by status, from both ends; a neighbour's instances are in none."""
 
     async def check(store):
         for serial in range(1, 11):
             flow = "census" if serial % 2 else "report"
             store.apply(group(serial, admitted(serial, workflow=flow), *([ended(serial, 2)] if serial > 6 else [])))
+        for neighbour in (OTHER, StationId(0, 9)):
+            store.apply(group(1, admitted(3), admitted(12), ended(3, 2), station=neighbour))
         await store.flush()
 
-        def serials(**options):
-            return [serial for serial, _ in store.page(STATION, **options)]
-
-        assert serials(limit=3) == [1, 2, 3]
-        assert serials(after=3, limit=3) == [4, 5, 6]
-        assert serials(workflow="report") == [2, 4, 6, 8, 10]
-        assert serials(workflow="report", status="complete", after=8) == [10]
-        assert serials(status="errored") == []
+        assert listed(store, limit=3) == [1, 2, 3]
+        assert listed(store, after=3, limit=3) == [4, 5, 6]
+        assert listed(store, newest=True, limit=3) == [10, 9, 8]
+        assert listed(store, newest=True, after=8) == [7, 6, 5, 4, 3, 2, 1]
+        assert listed(store, workflow="report") == [2, 4, 6, 8, 10]
+        assert listed(store, workflow="report", statuses=(r.Status.COMPLETE,), after=8) == [10]
+        assert listed(store, statuses=(r.Status.RUNNING,), newest=True, after=6) == [5, 4, 3, 2, 1]
+        assert listed(store, statuses=(r.Status.RUNNING, r.Status.COMPLETE), after=4, limit=4) == [5, 6, 7, 8]
+        assert listed(store, statuses=(r.Status.ERRORED,)) == []
+        assert listed(store, id_prefix="i1") == [1, 10]
+        assert listed(store, id_prefix="i1", workflow="report", newest=True) == [10]
         assert store.counts(STATION)["report", "complete"] == 2
 
     on_store(check)
+
+
+def test_instances_are_found_where_they_stand_now(on_store):
+    """An instance stands under its present status alone, after each change, and under none when it is deleted."""
+
+    async def check(store):
+        def by_status():
+            return {status.label: found for status in r.Status if (found := listed(store, statuses=(status,)))}
+
+        store.apply(group(1, *(admitted(serial) for serial in range(1, 5))))
+        store.apply(group(2, napping(1, 2, 50), napping(2, 2, 60), ended(3, 2)))
+        await store.flush()
+        assert by_status() == {"running": [4], "waiting": [1, 2], "complete": [3]}
+
+        store.apply(group(3, r.Woken(1, 1, 3, 55), ended(4, 2, r.Status.ERRORED), r.Restarted(3, 2, 1, 60, "q", "1"),
+                          r.PauseAsked(2, 1, 3, 60, "q")))
+        await store.flush()
+        assert by_status() == {"running": [1, 3], "waitingForPause": [2], "errored": [4]}
+
+        store.apply(group(4, r.Deleted(0, 0, 0, 70, [2, 4])))
+        await store.flush()
+        assert by_status() == {"running": [1, 3]}
+        assert listed(store) == [1, 3]
+        places = [row async for row in exported(store) if row.table == fold.STATES]
+        assert sorted(places) == sorted(row for some in store.index_rows(STATION) for row in some)
+
+    on_store(check)
+
+
+def test_a_page_looks_at_a_bounded_number_of_instances(on_store):
+    """It says where it stopped, though it found nothing; from there the next one goes on, and the last one says so."""
+
+    async def check(store):
+        store.apply(group(1, *(admitted(serial) for serial in range(1, 1_201))))
+        await store.flush()
+        query = RowQuery(created_after=10, created_before=11, look_max=500)
+
+        assert store.page(STATION, query) == ([], 500)
+        assert store.page(STATION, replace(query, after=500)) == ([], 1000)
+        assert store.page(STATION, replace(query, after=1000)) == ([], 0)
+        assert store.page(STATION, replace(query, newest=True)) == ([], 701)
+        assert store.page(STATION, replace(query, newest=True, workflow="census", after=701)) == ([], 201)
+        assert len(listed(store, id_prefix="i", after=200, limit=900, look_max=900)) == 900
+
+    on_store(check)
+
+
+def test_a_filter_that_few_match_does_not_look_at_all(on_store):
+    """Of many thousands the few are in the first page: by status, by workflow and by id."""
+
+    async def check(store):
+        many = range(1, 5_001)
+        store.apply(group(1, *(admitted(serial, workflow="report" if serial == 4_000 else "census") for serial in many)))
+        store.apply(group(2, *(ended(serial, 2, r.Status.ERRORED if serial == 2_500 else r.Status.COMPLETE)
+                               for serial in many if serial != 3_000)))
+        await store.flush()
+
+        assert listed(store, statuses=(r.Status.ERRORED,)) == [2_500]
+        assert listed(store, statuses=(r.Status.RUNNING,)) == [3_000]
+        assert listed(store, workflow="report") == [4_000]
+        assert listed(store, id_prefix="i499", newest=True) == [*range(4_999, 4_989, -1), 499]
+
+    on_store(check)
+
+
+def test_bounds_of_time_pass_over_what_was_admitted_far_outside(on_store):
+    """Created and ended within them, `after` with its bound and `before` without; nothing before or behind is looked at."""
+
+    async def check(store):
+        minutes = range(1, 3_001)
+        store.apply(group(1, *(replaced(admitted(minute), at=minute * 60_000, created_at=minute * 60_000)
+                               for minute in minutes if minute % 50)))
+        store.apply(group(2, *(replaced(ended(minute, 2), at=minute * 60_000 + 10) for minute in minutes if minute % 50)))
+        await store.flush()
+
+        late = RowQuery(created_after=2_997 * 60_000, created_before=2_999 * 60_000)
+        assert store.page(STATION, late).rows == store.page(STATION, replace(late, newest=True)).rows[::-1]
+        assert listed(store, created_after=2_997 * 60_000, created_before=2_999 * 60_000) == [2_997, 2_998]
+        assert listed(store, ended_after=60_010, ended_before=120_010) == [1]
+        assert listed(store, ended_before=120_011, newest=True) == [2, 1]
+        assert listed(store, created_after=2_999 * 60_000 + 1) == []
+
+    on_store(check)
+
+
+def test_a_state_from_before_the_table_of_states_is_indexed(on_store):
+    """What is loaded for it is what the fold would have kept; a fresh state has it from the start."""
+
+    async def check(store):
+        store.apply(group(1, admitted(1), admitted(2), admitted(3), ended(1, 2), napping(2, 2, 9)))
+        await store.flush()
+        assert store.is_indexed(STATION)
+        rows = [row async for row in exported(store)]
+        position = store.position(STATION)
+        await store.drop(STATION)
+        await store.load(STATION, [row for row in rows if row.table != fold.STATES], position)
+
+        assert not store.is_indexed(STATION)
+        indexed = [row for some in store.index_rows(STATION) for row in some]
+
+        assert sorted(indexed) == sorted(row for row in rows if row.table == fold.STATES)
+
+    on_store(check)
+
+
+async def exported(store):
+    export = store.export(STATION, 1 << 20)
+    reader = ChunkReader()
+    while chunk := await export.next():
+        for row in reader.feed(chunk):
+            yield row
+    export.close()
+
+
+def replaced(record, **fields):
+    return msgspec.structs.replace(record, **fields)
 
 
 def test_more_rows_than_a_page_are_all_read(on_store):
@@ -198,7 +325,7 @@ def test_more_rows_than_a_page_are_all_read(on_store):
 
         assert len(list(store.unended(STATION))) == 2_500
         assert store.highest_serial(STATION) == 2_500
-        assert len(store.page(STATION, limit=2_400)) == 2_400
+        assert len(store.page(STATION, RowQuery(limit=2_400, look_max=2_400)).rows) == 2_400
 
     on_store(check)
 

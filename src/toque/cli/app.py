@@ -153,6 +153,7 @@ app.add_typer(_accounts, name="accounts")
 app.add_typer(_chaos, name="chaos")
 
 _instances.command("list")(with_connection(instances.list_instances))
+_instances.command("count")(with_connection(instances.count))
 _instances.command("describe")(with_connection(instances.describe))
 _instances.command("watch")(with_connection(instances.watch))
 _instances.command("pause")(with_connection(steering.pause))

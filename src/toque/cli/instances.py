@@ -1,17 +1,18 @@
-"""`toque instances list`, `describe` and `watch`: what is to be seen of instances."""
+"""`toque instances list`, `count`, `describe` and `watch`: what is to be seen of instances."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
 from typer import Argument, Option
 
 from toque import _payload
+from toque._durations import to_ms
+from toque._lists import ListFilters
 from toque._protocol import DescribeView, ErrorView, InstanceView, StepView
 from toque._watch import WatchEvent
 from toque.cli.connection import Connection
@@ -19,6 +20,7 @@ from toque.cli.output import (
     EXIT_FAILED,
     EXIT_OK,
     Format,
+    ListFormat,
     RowFormat,
     one_line,
     say,
@@ -31,7 +33,8 @@ from toque.cli.output import (
 from toque.client import Client, Instance, InstanceStatus
 from toque.errors import InstanceNotFound, UsageError
 
-SCANNED_MAX: Final = 100_000  # instances looked at for the newest ones: lists come oldest first
+LIST_PAGE: Final = 500
+TIME_HELP: Final = "as ISO 8601, or how long ago: 2026-01-31T12:00, \"2 hours\""
 LATEST: Final = "latest"
 AWAY_MAX: Final = "1 minute"  # how long `watch` outlasts owners that do not answer
 TIME_FIELDS: Final = frozenset({"created_at", "admitted_at", "ended_at", "wake_at", "started_at", "due"})
@@ -45,23 +48,84 @@ IdArgument = Annotated[str, Argument(metavar="ID", help=f"id of the instance, or
 
 async def list_instances(
         connection: Connection, workflow: WorkflowOption = None,
-        status: Annotated[str | None, Option(
+        status: Annotated[list[str] | None, Option(
             "--status", metavar="STATUS", help="running, waiting, waitingForPause, paused, complete, errored or "
-            "terminated")] = None,
-        limit: Annotated[int, Option("--limit", metavar="N", min=1, help="show the newest so many")] = 50,
-        output: Annotated[RowFormat, Option("--output", "-o", help="form of the report")] = RowFormat.TABLE) -> int:
-    """List instances, the newest first. Queued ones are not listed, only counted: `toque queues`.
+                                               "terminated; may be given several times")] = None,
+        id_prefix: Annotated[str | None, Option("--id-prefix", metavar="TEXT", help="whose id begins so")] = None,
+        created_after: Annotated[str | None, Option("--created-after", metavar="TIME", help=TIME_HELP)] = None,
+        created_before: Annotated[str | None, Option("--created-before", metavar="TIME", help=TIME_HELP)] = None,
+        ended_after: Annotated[str | None, Option("--ended-after", metavar="TIME", help=TIME_HELP)] = None,
+        ended_before: Annotated[str | None, Option("--ended-before", metavar="TIME", help=TIME_HELP)] = None,
+        oldest: Annotated[bool, Option("--oldest", help="the oldest first, instead of the newest")] = False,
+        limit: Annotated[int, Option("--limit", metavar="N", min=1, help="show so many")] = 50,
+        cursor: Annotated[str | None, Option("--cursor", metavar="TEXT", help="go on behind another list's end")] = None,
+        output: Annotated[ListFormat, Option("--output", "-o", help="form of the list; `ids` is one id a line, for "
+                                                                    "pipes")] = ListFormat.TABLE) -> int:
+    """List instances, the newest first. Queued ones are not listed, only counted: `toque instances count`.
 
     Outputs and errors are not in the list: `toque instances describe ID` shows them.
 
-    Example: toque instances list --workflow census --status errored -o json
+    Example: toque instances list --workflow census --status errored --created-after "2 hours" -o ids
+    """
+    filters: ListFilters = {
+        "status": status, "id_prefix": id_prefix, "created_after": _moment(created_after),
+        "created_before": _moment(created_before), "ended_after": _moment(ended_after),
+        "ended_before": _moment(ended_before), "order": "oldest" if oldest else None if cursor else "newest"}
+    async with connection.client() as client:
+        following = await _show_list(client, workflow, filters, limit, cursor, output)
+    if following:
+        say(f"there may be more: --limit shows more at once, --cursor {following} the next ones")
+    return EXIT_OK
+
+
+async def _show_list(client: Client, workflow: str | None, filters: ListFilters, limit: int, cursor: str | None,
+                     output: ListFormat) -> str | None:
+    """Shows the rows, page by page where the format allows it. Returns the cursor behind them."""
+    rows: list[InstanceStatus] = []
+    left = limit
+    while left > 0:
+        page = await client.list_page(workflow, cursor=cursor, limit=min(left, LIST_PAGE), **filters)
+        left -= len(page.rows)
+        cursor = page.cursor
+        if output is ListFormat.IDS:
+            for row in page.rows:
+                print(row.id)
+        elif output is ListFormat.NDJSON:
+            for row in page.rows:
+                show_line(_row(row))
+        else:
+            rows += page.rows
+        if cursor is None:
+            break
+    if output in (ListFormat.JSON, ListFormat.TABLE):
+        show_instances(rows, RowFormat(output), empty="no instances like that; create one with `toque trigger WORKFLOW "
+                       "'{…}'`, or see `toque queues` for those that wait for a pod")
+    return cursor
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A time as ISO 8601, in the local zone unless it names one; or how long ago. Raises UsageError."""
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        return datetime.now(UTC) - timedelta(milliseconds=to_ms(text, what="the time"))
+
+
+async def count(connection: Connection, workflow: WorkflowOption = None, output: OutputOption = Format.TABLE) -> int:
+    """Count the instances of each workflow and status, the queued ones too.
+
+    Example: toque instances count --workflow census
     """
     async with connection.client() as client:
-        rows, more = await _newest(client, workflow, status, limit)
-    if more:
-        say(f"the newest {limit:,} of {limit + more:,}; --limit shows more")
-    show_instances(rows, output, empty="no instances" + (" like that" if workflow or status else "") + "; create one with "
-                   "`toque trigger WORKFLOW '{…}'`, or see `toque queues` for those that wait for a pod")
+        counts = await client.counts(workflow)
+    if output is Format.JSON:
+        show_json(counts)
+    else:
+        rows = [[name, status, f"{number:,}"] for name, by_status in counts.items()
+                for status, number in by_status.items() if number]
+        show_table(["workflow", "status", "instances"], rows, numbers={"instances"})
     return EXIT_OK
 
 
@@ -104,20 +168,6 @@ def buffered_text(count: int) -> str:
     return f"{count:,} event{'s' if count > 1 else ''} buffered" if count else ""
 
 
-async def _newest(client: Client, workflow: str | None, status: str | None,
-                  limit: int) -> tuple[list[InstanceStatus], int]:
-    """The newest, and how many older ones were passed over for them."""
-    newest: deque[InstanceStatus] = deque(maxlen=limit)
-    scanned = 0
-    async for row in client.list(workflow, status=status):
-        newest.append(row)
-        scanned += 1
-        if scanned == SCANNED_MAX:
-            say(f"toque: only the oldest {SCANNED_MAX:,} instances were looked at; narrow it with --workflow, --status")
-            break
-    return list(reversed(newest)), scanned - len(newest)
-
-
 # -- which one ---------------------------------------------------------------------------------------------------------
 
 async def find_instance(client: Client, instance_id: str, workflow: str | None,
@@ -127,7 +177,7 @@ async def find_instance(client: Client, instance_id: str, workflow: str | None,
     Raises InstanceNotFound, UsageError (two workflows have one of this id), OwnerAway.
     """
     if instance_id == LATEST:
-        newest, _ = await _newest(client, workflow, None, 1)
+        newest = (await client.list_page(workflow, order="newest", limit=1)).rows
         if not newest:
             raise InstanceNotFound("there are no instances yet; create one with `toque trigger WORKFLOW '{…}'`")
         return client.handle(newest[0].workflow, newest[0].id)

@@ -51,6 +51,15 @@ class RowFormat(StrEnum):
     NDJSON = "ndjson"
 
 
+class ListFormat(StrEnum):
+    """Of lists of instances: as RowFormat, and the bare ids, one a line, for other commands to read."""
+
+    TABLE = "table"
+    JSON = "json"
+    NDJSON = "ndjson"
+    IDS = "ids"
+
+
 # -- text --------------------------------------------------------------------------------------------------------------
 
 def printable(text: str) -> str:
