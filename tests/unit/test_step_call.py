@@ -13,7 +13,7 @@ import pytest
 from toque.errors import MisuseError, UsageError
 from toque.workers.instance_loop import Evicted, InstanceLoop
 from toque.workers.step_call import RunStep, StepCall
-from toque.workflow import DEFAULT_OPTIONS, Retries
+from toque.workflow import DEFAULT_OPTIONS, Retries, Workflow
 
 
 class FakeEngine:
@@ -22,6 +22,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.loop = InstanceLoop()  # type: ignore[abstract]  # what is missing is refused at run time
         self.closed = False
+        self.flow = Workflow
         self.opened: list[StepCall] = []
         self.cancelled: list[StepCall] = []
         self.awaited: list[Any] = []
