@@ -119,7 +119,7 @@ def _branches(rng: random.Random, name: str) -> p.StepShape:
 
 
 def _with_events(rng: random.Random, shapes: Sequence[p.Shape], creations: Sequence[p.Creation],
-                 faults: Sequence[p.Fault], ttl_s: int) -> tuple[
+                 faults: Sequence[p.Fault], ttl_s: int, safety_s: float) -> tuple[
                      tuple[p.Shape, ...], tuple[p.Creation, ...], tuple[p.Fault, ...]]:
     """In some of the runs: waits for events in the workflows, events for the instances, faults on their ways.
 
@@ -138,7 +138,7 @@ def _with_events(rng: random.Random, shapes: Sequence[p.Shape], creations: Seque
         drawn.append(msgspec.structs.replace(shape, steps=tuple(steps)))
     sent = [msgspec.structs.replace(creation, events=_sendings(rng, creation, waits[creation.workflow]))
             for creation in creations]
-    more = [p.Fault(round(rng.uniform(0.0, ttl_s * 5.0), 3), p.MESSAGES, seconds=_times(rng, ttl_s, 0.1, 2), how=how,
+    more = [p.Fault(round(rng.uniform(0.0, safety_s), 3), p.MESSAGES, seconds=_times(rng, ttl_s, 0.1, 2), how=how,
                     subject="toque.main.event.>", times=rng.choice((1, 2, 5)))
             for how in rng.sample(JETSTREAM_FAULTS, rng.randint(0, 3))]
     return tuple(drawn), tuple(sent), tuple(sorted((*faults, *more), key=lambda fault: fault.at_s))
