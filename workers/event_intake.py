@@ -87,8 +87,11 @@ class EventIntake:
             if engine.closed:
                 raise Unavailable("the instance is being read back")
             if events.full:
+                self._station.leave_if_idle(engine)
                 return Verdict("refused", f"{engine.title} holds {BUFFERED_MAX:,} events that it has not waited for")
             events.receive(event)
+        else:
+            self._station.leave_if_idle(engine)  # nothing is recorded, whose acceptance would bring it out of memory
         return Verdict("ok", accepted=events.when_accepted(event.id))
 
     async def _ended(self, workflow: str, instance_id: str, status: r.Status, event_id: str) -> Verdict:

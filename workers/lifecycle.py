@@ -138,6 +138,8 @@ class Lifecycle:
             return self._ok() if queued is not None else self._not_found(request)
         flow = self._station.context.app.workflows.get(request.workflow)
         if flow is None:
+            if isinstance(found, Engine):
+                self._station.leave_if_idle(found)
             raise Unavailable(f"pod {self._station.context.pod} does not have workflow {request.workflow!r}")
         from_key = await self._step_named(request)
         if from_key is None:

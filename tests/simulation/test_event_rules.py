@@ -305,6 +305,30 @@ def test_silence_says_that_the_outcome_is_not_known():
     play(story)
 
 
+def test_a_repeated_event_leaves_nothing_in_memory():
+    """Closes: an event's answer is lost with its owner, the next owner reads the instance back for the repeat, records
+    nothing, and keeps it in memory for ever: a paused one could not be resumed, terminated or restarted any more."""
+
+    async def story(world: World) -> None:
+        app = world.app(collector(2))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        handle = await world.client().create("collect", id="one")
+        await waiting(world, "one")
+        await handle.pause()
+        await handle.send_event("a", 1, event_id="mine")
+        a.kill()
+        await world.start_pod("b", app)
+        await handle.send_event("a", 1, event_id="mine", timeout="1 minute")
+        await world.quiet()
+        await handle.resume()
+        await handle.send_event("a", 2)
+
+        assert await handle.result(timeout="1 minute") == [1, 2]
+
+    play(story)
+
+
 # -- plain publishing: the event stream --------------------------------------------------------------------------------
 
 EVENTS = subjects.event_stream("main")

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from toque.client import StepRef
-from toque.errors import InstanceEnded, InstanceExists, InstanceNotFound, StepNotFound
+from toque.errors import InstanceEnded, InstanceExists, InstanceNotFound, OwnerAway, StepNotFound
 from toque.sim.checks import check_all, check_steps
 from toque.sim.process import work_in_thread
 from toque.sim.world import World, account, play, sleeper_workflow, steps_workflow
@@ -267,6 +267,29 @@ def test_a_thread_of_the_run_before_is_out_before_the_next_one_begins():
         first, second = world.history.entries
         assert first.left_at is not None
         assert second.entered_at >= first.left_at
+
+    play(story)
+
+
+def test_a_restart_that_a_pod_cannot_make_leaves_nothing_in_memory():
+    """Closes: a pod without the workflow reads the instance back, cannot restart it, and keeps it in memory: a paused one
+    is out of reach from then on."""
+
+    async def story(world: World) -> None:
+        a = await world.start_pod("a", world.app(sleeper_workflow(world, nap="1 hour")))
+        await world.all_owned()
+        await world.publish("nap", "one")
+        await world.until(lambda: world.records(r.SleepStarted), "it sleeps")
+        handle = world.client().handle("nap", "one")
+        await handle.pause()
+        await a.stop()
+        await world.start_pod("b", world.app(steps_workflow(world)))
+        await world.all_owned()
+        with pytest.raises(OwnerAway):
+            await handle.restart(timeout="3 seconds")
+
+        await world.quiet()
+        await handle.terminate()
 
     play(story)
 
