@@ -103,7 +103,7 @@ class PodNode:
 
     def __init__(self, name: str, app: App, *, broker: MemoryBroker, disk: Disk, rng: random.Random,
                  account: str = "main", pid: int = 0, skew_s: float = 0.0, rate: float = 1.0, slots_max: int = 10_000,
-                 ttl_s: float | None = None, grace_s: float = 25.0,
+                 ttl_s: float | None = None, grace_s: float = 25.0, env: object = None,
                  snapshot_rules: SnapshotRules | None = None,
                  on_death: Callable[[PodNode], None] = lambda node: None) -> None:
         self.name = name
@@ -128,6 +128,7 @@ class PodNode:
         self._slots_max = slots_max
         self._ttl_s = ttl_s
         self._grace_s = grace_s
+        self._env = env
         self._snapshot_rules = snapshot_rules
         self._on_death = on_death
 
@@ -180,7 +181,7 @@ class PodNode:
         self.pod = Pod(self.app, pod=self.name, account=account, layout=layout, bus=self.bus, store=self.store,
                        clock=self.clock, rng=self._rng, make_keeper=self._make_keeper, slots_max=self._slots_max,
                        ttl_s=self._ttl_s, callbacks=self.callbacks, remember_session=self._remember_session,
-                       snapshot_rules=self._snapshot_rules)
+                       snapshot_rules=self._snapshot_rules, env=self._env)
         await self.pod.run(grace_s=self._grace_s, ready=ready)
         self.store.close()
         self.exit_code = EXIT_OK
