@@ -59,7 +59,8 @@ def draw_plan(seed: int) -> p.Plan:
     retry_delay_s = round(rng.choice((0.2, 0.5, 2.0)), 3)
     clocks = tuple(_clock(rng) for _ in range(PODS))
     creations = _creations(rng, [shape.name for shape in shapes], safety_s)
-    shapes, creations, faults = _with_events(random.Random(f"events {seed}"), shapes, creations, faults, ttl_s)
+    shapes, creations, faults = _with_events(random.Random(f"events {seed}"), shapes, creations, faults, ttl_s,
+                                             safety_s)
     return p.Plan(
         seed=seed, ttl_s=ttl_s, stations=stations, limit=limit, retries=retries,
         retry_delay_s=retry_delay_s, delay_ms=(0.1, slowest_ms), safety_s=round(safety_s, 3),
