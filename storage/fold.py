@@ -19,6 +19,7 @@ Tables and keys (all begin with the station's 4 bytes; numbers are big-endian, s
     serials             → the highest serial ever given
     states    workflow, 0, status, serial → (empty)   where instances stand that are not running, for lists
     states              → (empty)                all such instances are in it; states from before it lack that
+    outbox    serial, errand → OutboxRow     what ended instances still have to tell others
 
 The numbers of the tables are part of the snapshots' format: new ones are only ever added at the end.
 """
@@ -33,12 +34,13 @@ import msgspec
 from toque._subjects import StationId
 from toque.errors import ToqueError
 from toque.storage import records as r
+from toque.storage.family import Parent
 from toque.storage.ports import StoredRow
 
 POSITION, ROWS, HISTORY, IDS, LIVE, TIMERS, LEASES, QUEUE, COUNTS, SNAPSHOTS, SIZES = range(11)
-DELETIONS, TOMBS, TOMB_DUE, SERIALS, STATES = range(11, 16)
+DELETIONS, TOMBS, TOMB_DUE, SERIALS, STATES, OUTBOX = range(11, 17)
 TABLES = ("position", "rows", "history", "ids", "live", "timers", "leases", "queue", "counts", "snapshots", "sizes",
-          "deletions", "tombs", "tomb_due", "serials", "states")
+          "deletions", "tombs", "tomb_due", "serials", "states", "outbox")
 KEYS_PER_SCAN = 1000
 TOMBS_PER_RECORD = 100  # so many old tombstones a deletion forgets at least
 REQUESTS_KEPT = 16  # ids of control operations that an instance's row remembers
@@ -51,6 +53,7 @@ INTERRUPTED_TYPE = "toque.Interrupted"  # failure type of an attempt that was in
 _encode = msgspec.msgpack.Encoder().encode
 _row_decoder = msgspec.msgpack.Decoder(r.InstanceRow)
 _position_decoder = msgspec.msgpack.Decoder(r.Position)
+_outbox_decoder = msgspec.msgpack.Decoder(r.OutboxRow)
 _tomb_decoder = msgspec.msgpack.Decoder(r.TombRow)
 _snapshots_decoder = msgspec.msgpack.Decoder(list[r.SnapshotRow])
 
@@ -103,6 +106,10 @@ def state_key(station: bytes, workflow: str, status: r.Status, serial: bytes) ->
     return count_key(station, workflow, status) + serial
 
 
+def outbox_key(station: bytes, serial: int, errand: r.Errand) -> bytes:
+    return serial_key(station, serial) + bytes((errand,))
+
+
 def step_key(kind: r.StepKind, name: str, occurrence: int) -> str:
     """The identity of a step within its run, as text."""
     return f"{int(kind)}:{occurrence}:{name}"
@@ -110,6 +117,10 @@ def step_key(kind: r.StepKind, name: str, occurrence: int) -> str:
 
 def decode_row(data: bytes) -> r.InstanceRow:
     return _row_decoder.decode(data)
+
+
+def decode_outbox(data: bytes) -> r.OutboxRow:
+    return _outbox_decoder.decode(data)
 
 
 def decode_tomb(data: bytes) -> r.TombRow:
@@ -216,6 +227,8 @@ class FoldBatch:
                 self._forget_tombs(station, record.at, len(record.serials) + TOMBS_PER_RECORD)
             case r.Snapshot():
                 self._count_snapshot(station, record, position)
+            case r.Delivered():
+                self._deliver(station, record)
             case _:
                 pass
 
@@ -247,6 +260,8 @@ class FoldBatch:
         advance_row(row, record)
         if type(record) is r.Restarted and not record.from_key:
             self._erase_history(station, record.serial, since=(1, 2), before=record.run)
+        if type(record) is r.Restarted and before.ended:
+            self._empty_outbox(station, record.serial)  # its owner has seen that it is empty; another run begins
         if row.status != before:
             self._count(station, row.workflow, before, -1)
             self._count(station, row.workflow, row.status, 1)
@@ -254,8 +269,42 @@ class FoldBatch:
             if row.status.ended or before.ended:
                 self.writes[LIVE][key] = None if row.status.ended else b""
         self._arm(station, row, record.serial)
-        self._mark(station, row, record.serial, record.delete_at if type(record) is r.Ended else 0)
+        if type(record) is not r.Ended:
+            self._mark(station, row, record.serial, 0)
+        elif not self._send(station, row, record):
+            self._mark(station, row, record.serial, record.delete_at)
         return True
+
+    # -- the outbox ----------------------------------------------------------------------------------------------------
+
+    def _send(self, station: bytes, row: r.InstanceRow, end: r.Ended) -> bool:
+        """Note what the instance has to tell others of its end. True when that is anything: it is kept until then."""
+        awaited = bool(row.parent) and Parent.parse(row.parent).waits
+        errands = [errand for errand, due in ((r.Errand.END, awaited), (r.Errand.CHILDREN, end.children)) if due]
+        entry = _encode(r.OutboxRow(end.run, end.delete_at))
+        for errand in errands:
+            self.writes[OUTBOX][outbox_key(station, end.serial, errand)] = entry
+        return bool(errands)
+
+    def _deliver(self, station: bytes, record: r.Delivered) -> None:
+        """Take the entry out; with the last one the instance's retention begins to count."""
+        told = self._outbox(station, record.of, record.errand)
+        if told is None or told.run != record.of_run:
+            return
+        self.writes[OUTBOX][outbox_key(station, record.of, record.errand)] = None
+        row = self._row(serial_key(station, record.of))
+        if row is not None and not any(self._outbox(station, record.of, errand) for errand in r.Errand):
+            self._mark(station, row, record.of, told.delete_at)
+
+    def _outbox(self, station: bytes, serial: int, errand: r.Errand) -> r.OutboxRow | None:
+        key, table = outbox_key(station, serial, errand), self.writes[OUTBOX]
+        data = table[key] if key in table else self._lookup.get(OUTBOX, key)
+        return decode_outbox(data) if data else None
+
+    def _empty_outbox(self, station: bytes, serial: int) -> None:
+        for errand in r.Errand:
+            if self._outbox(station, serial, errand) is not None:
+                self.writes[OUTBOX][outbox_key(station, serial, errand)] = None
 
     def _was_given(self, station: bytes, serial: int) -> bool:
         """Whether an instance had this serial, ever."""
@@ -272,6 +321,7 @@ class FoldBatch:
         self._rows[key] = r.InstanceRow(
             workflow=record.workflow, id=record.id, nonce=record.nonce, run=record.run, seq=record.seq,
             status=r.Status.RUNNING, created_at=record.created_at, admitted_at=record.at, version=record.version,
+            parent=record.parent,
         )
         self._serials[station] = max(record.serial, self._highest(station))
         self.writes[IDS][id_key(station, record.workflow, record.id)] = record.serial.to_bytes(8, "big")
@@ -321,6 +371,7 @@ class FoldBatch:
         self._count(station, row.workflow, row.status, -1)
         self._place(station, row.workflow, row.status, r.Status.RUNNING, key[len(station):])
         self._erase_history(station, serial, since=(0, 0), before=row.run + 1)
+        self._empty_outbox(station, serial)
         tomb = tomb_key(station, row.workflow, row.id)
         forget_at = record.at + record.tombstone_ms
         self.writes[TOMBS][tomb] = _encode(r.TombRow(row.nonce, record.at, record.request, forget_at))
@@ -420,6 +471,17 @@ def advance_row(row: r.InstanceRow, record: r.Record) -> None:
             _progress(row, step_key(r.StepKind.EVENT, record.name, record.occurrence))
         case r.WaitTimedOut():
             _progress(row, step_key(r.StepKind.EVENT, record.name, record.occurrence))
+        case r.ChildBegun():
+            _go(row, idle=False)
+            row.blocked_on = ""
+        case r.ChildCreated():
+            row.timers = {**row.timers, step_key(r.StepKind.CHILD, record.name, record.occurrence): record.due}
+            _go(row, idle=record.idle)
+            row.blocked_on = ""
+        case r.ChildEnded():  # from outside: whether it goes on now is for its status to say
+            _forget_timer(row, step_key(r.StepKind.CHILD, record.name, record.occurrence))
+            if row.status is r.Status.WAITING:
+                row.called_at = row.called_at or record.at
         case r.Waiting():
             _go(row, idle=True)
         case r.Woken():

@@ -105,6 +105,17 @@ class FoldedReaders:
     def tombs_due(self, station: StationId, until_ms: int) -> bool:
         return bool(self._due(fold.TOMB_DUE, station, until_ms, 1))
 
+    def outbox(self, station: StationId, after: tuple[int, int], limit: int) -> list[tuple[int, r.Errand, r.OutboxRow]]:
+        prefix = fold.station_key(station)
+        serial, errand = after
+        start = fold.serial_key(prefix, serial) + bytes((errand + 1,))
+        return [(int.from_bytes(key[4:12], "big"), r.Errand(key[12]), fold.decode_outbox(data))
+                for key, data in self._tables.scan(fold.OUTBOX, prefix, start, limit)]
+
+    def has_errand(self, station: StationId, serial: int) -> bool:
+        prefix = fold.serial_key(fold.station_key(station), serial)
+        return bool(self._tables.keys(fold.OUTBOX, prefix, prefix, 1))
+
     def queue_position(self, station: StationId, workflow: str) -> int:
         data = self._tables.get(fold.QUEUE, fold.station_key(station) + workflow.encode())
         return int.from_bytes(data, "big") if data else 0

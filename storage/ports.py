@@ -16,7 +16,18 @@ from toque.errors import BrokerUnavailable, ToqueError
 
 if TYPE_CHECKING:
     from toque._subjects import StationId
-    from toque.storage.records import Group, InstanceRow, LeaseRow, Position, Record, SnapshotRow, Status, TombRow
+    from toque.storage.records import (
+        Errand,
+        Group,
+        InstanceRow,
+        LeaseRow,
+        OutboxRow,
+        Position,
+        Record,
+        SnapshotRow,
+        Status,
+        TombRow,
+    )
 
 Headers = Mapping[str, str]
 BATCH_MESSAGES_MAX = 1_000  # of one atomic batch; the server's limit
@@ -447,6 +458,14 @@ class Store(Protocol):
 
     def tombs_due(self, station: StationId, until_ms: int) -> bool:
         """Whether a tombstone is old enough to be forgotten."""
+        ...
+
+    def outbox(self, station: StationId, after: tuple[int, int], limit: int) -> list[tuple[int, Errand, OutboxRow]]:
+        """What ended instances still have to tell others, by serial and errand, from behind `after` on."""
+        ...
+
+    def has_errand(self, station: StationId, serial: int) -> bool:
+        """Whether it still has to tell others of its end."""
         ...
 
     def queue_position(self, station: StationId, workflow: str) -> int:

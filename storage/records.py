@@ -57,6 +57,15 @@ class StepKind(IntEnum):
     DO = 1
     SLEEP = 2
     EVENT = 3
+    START = 4  # creates a child and goes on
+    CHILD = 5  # creates a child and waits for its end
+
+
+class Errand(IntEnum):
+    """What an ended instance still has to tell others: an entry in the outbox."""
+
+    END = 0  # its end, to its parent
+    CHILDREN = 1  # that they are over, to its children
 
 
 class Failure(msgspec.Struct, array_like=True, frozen=True):
@@ -101,6 +110,7 @@ class Admitted(Record, tag=1, frozen=True):
     content_type: str
     version: str = ""
     retention: list[int] = []  # ms that a success and an error are kept, as the creation asked; [] = as the workflow says
+    parent: str = ""  # of a child: see `toque.storage.family`
 
 
 class StepDone(Record, tag=2, frozen=True):
@@ -178,6 +188,7 @@ class Ended(Record, tag=10, frozen=True):
     failure: Failure | None = None
     delete_at: int = 0  # when its retention is over, ms; 0 = it is kept
     request: str = ""  # of the control operation that ended it
+    children: bool = False  # its children are to be terminated, too
 
     ends: ClassVar[bool] = True
 
@@ -353,10 +364,49 @@ class EventParked(Record, tag=28, frozen=True):
     reason: str
 
 
+class ChildBegun(Record, tag=29, frozen=True):
+    """run() wants a child, which may be created from here on."""
+
+    step: StepKind  # START or CHILD
+    name: str
+    occurrence: int
+    workflow: str
+    id: str
+
+
+class ChildCreated(Record, tag=30, frozen=True):
+    """The creation is acknowledged, and the wait for the child's end begins. `idle`: as of WaitStarted."""
+
+    name: str
+    occurrence: int
+    due: int  # of its time-out
+    idle: bool = False
+
+
+class ChildEnded(Record, tag=31, frozen=True):
+    """The child's end came: the outcome of its step, recorded whether run() is in memory or not. First wins."""
+
+    name: str
+    occurrence: int
+    child_run: int
+    status: Status
+    output: bytes = b""  # msgpack, for COMPLETE
+    failure: Failure | None = None
+
+
+class Delivered(Record, tag=32, frozen=True):
+    """Of the station: what the end of run `of_run` of the instance `of` had to tell others is told."""
+
+    of: int
+    of_run: int
+    errand: Errand
+
+
 AnyRecord = (
     Admitted | StepDone | AttemptFailed | StepFailed | SleepStarted | SleepDone | Waiting | Interrupted | Woken | Ended
     | Blocked | StepCancelled | EventReceived | WaitStarted | WaitDone | WaitTimedOut | PauseAsked | Paused | Resumed
     | Claim | Released | Lease | LeaseEnded | Parked | Snapshot | Deleted | Restarted | EventParked
+    | ChildBegun | ChildCreated | ChildEnded | Delivered
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -421,6 +471,7 @@ class InstanceRow(msgspec.Struct, array_like=True):
     paused_at: int = 0
     requests: list[str] = []  # ids of the last control operations (protocol rule 22)
     delete_at: int = 0  # under which the instance stands in the table of those to be deleted
+    parent: str = ""  # of a child
 
     @property
     def wake_at(self) -> int:
@@ -443,6 +494,13 @@ class TombRow(msgspec.Struct, array_like=True, frozen=True):
     deleted_at: int
     request: str = ""  # of the control operation
     forget_at: int = 0
+
+
+class OutboxRow(msgspec.Struct, array_like=True, frozen=True):
+    """An errand of an ended instance."""
+
+    run: int
+    delete_at: int  # when the instance's retention is over: it is kept until its errands are done
 
 
 class SnapshotRow(msgspec.Struct, array_like=True, frozen=True):

@@ -18,6 +18,7 @@ from toque._payload import JSON, MSGPACK, msgpack_from, to_json, to_msgpack
 from toque._protocol import (
     LONG_POLL_S_MAX,
     Answer,
+    ChildEndRequest,
     CountsRequest,
     CountsView,
     DescribeView,
@@ -38,8 +39,10 @@ from toque._protocol import (
 )
 from toque.errors import ToqueError, Unavailable, UsageError
 from toque.storage import records as r
+from toque.storage.family import Parent
 from toque.storage.ports import BusError, Message, NoResponders, RowQuery, StoreDamaged, Subscription
 from toque.storage.runs import newest_run
+from toque.workers.child_intake import ChildIntake
 from toque.workers.engine import Engine
 from toque.workers.event_intake import EventIntake
 from toque.workers.events import Event
@@ -68,6 +71,7 @@ class Answers:
             "wait": (InstanceRequest, self._wait),
             "exists": (InstanceRequest, self._exists),
             "event": (EventRequest, self._event),
+            "child_end": (ChildEndRequest, self._child_end),
             "list": (ListRequest, self._list),
             "counts": (CountsRequest, self._counts),
             "report": (ListRequest, self._report),
@@ -192,7 +196,8 @@ class Answers:
             message = await self._finder.queue_message(request.workflow, request.id)
             nonce = message.header(subjects.NONCE_HEADER) if message else self._nonce(request)
         if nonce is None:
-            return self._not_found(request)
+            tomb = self._station.tombstone(request.workflow, request.id)
+            return Answer(self._epoch) if tomb and tomb.nonce == request.nonce else self._not_found(request)
         if nonce == request.nonce:
             return Answer(self._epoch)
         return Answer(self._epoch, "exists", f"instance {request.id!r} of {request.workflow!r} belongs to another "
@@ -231,6 +236,9 @@ class Answers:
         event = Event(request.type, event_id, payload, self._station.now_ms())
         verdict = await EventIntake(self._station).take(request.workflow, request.id, event)
         return Answer(self._epoch, verdict.code, verdict.reason)
+
+    async def _child_end(self, request: ChildEndRequest, json: bool) -> Answer:
+        return await ChildIntake(self._station, self._finder).take(request)
 
     # -- many ----------------------------------------------------------------------------------------------------------
 
@@ -318,13 +326,14 @@ class Answers:
         blocked = held or self._slot_wanted(serial, row.status)
         return InstanceView(row.workflow, row.id, row.status.label, row.run, row.created_at, row.admitted_at,
                             row.ended_at, row.wake_at, str(self._station.id), self._context.pod, blocked,
-                            awaits=list(dict.fromkeys(row.awaits.values())), buffered=row.buffered)
+                            awaits=list(dict.fromkeys(row.awaits.values())), buffered=row.buffered,
+                            parent=_parent(row.parent))
 
     def _engine_view(self, engine: Engine, json: bool) -> InstanceView:
         """Only what is accepted is told (protocol rule 18): before that, the instance is what it was."""
         admitted = engine.admitted
         view = InstanceView(admitted.workflow, admitted.id, r.Status.RUNNING.label, engine.run, admitted.created_at,
-                            station=str(self._station.id), pod=self._context.pod)
+                            station=str(self._station.id), pod=self._context.pod, parent=_parent(admitted.parent))
         if engine.admitting:
             view.status = r.Status.QUEUED.label
             return view
@@ -375,6 +384,11 @@ def _live_status(engine: Engine) -> r.Status:
     return r.Status.WAITING if engine.resting else r.Status.RUNNING
 
 
+def _parent(text: str) -> str:
+    parent = Parent.parse(text) if text else None
+    return f"{parent.workflow}/{parent.id}" if parent else ""
+
+
 def _error(failure: r.Failure) -> ErrorView:
     return ErrorView(failure.type, failure.message, failure.traceback)
 
@@ -400,20 +414,42 @@ def _add_end(view: InstanceView, end: r.Ended, json: bool) -> None:
         view.error = _error(end.failure)
 
 
+def _ended_child(end: r.ChildEnded, begun: StepView, json: bool) -> StepView:
+    view = StepView("child", end.name, end.occurrence, "failed", started_at=begun.started_at, ended_at=end.at)
+    if end.status is r.Status.COMPLETE:
+        view.status, view.output = "complete", _raw(end.output, json)
+    elif end.failure is not None:
+        view.error = _error(end.failure)
+    return view
+
+
+def _kind(step: r.StepKind) -> str:
+    return step.name.lower()
+
+
 def _steps(history: list[r.Record], json: bool) -> list[StepView]:
     steps: dict[tuple[str, str, int], StepView] = {}
     received: dict[tuple[int, int], r.EventReceived] = {}
     for record in history:
         match record:
             case r.StepDone():
-                view = StepView("do", record.name, record.occurrence, "complete", record.attempt, record.started_at,
-                                record.at, output=_raw(record.result, json))
+                view = StepView(_kind(record.step), record.name, record.occurrence, "complete", record.attempt,
+                                record.started_at, record.at, output=_raw(record.result, json))
             case r.StepFailed():
-                view = StepView("do", record.name, record.occurrence, "failed", record.attempt, record.started_at,
-                                record.at, error=_error(record.failure))
+                status = "failed" if record.attempt else "timed_out"
+                view = StepView(_kind(record.step), record.name, record.occurrence, status, record.attempt,
+                                record.started_at, record.at, error=_error(record.failure))
             case r.AttemptFailed():
-                view = StepView("do", record.name, record.occurrence, "retrying", record.attempt, record.started_at,
-                                due=record.retry_at, error=_error(record.failure))
+                view = StepView(_kind(record.step), record.name, record.occurrence, "retrying", record.attempt,
+                                record.started_at, due=record.retry_at, error=_error(record.failure))
+            case r.ChildBegun():
+                view = StepView(_kind(record.step), record.name, record.occurrence, "starting", started_at=record.at,
+                                child=f"{record.workflow}/{record.id}")
+            case r.ChildCreated():
+                view = steps["child", record.name, record.occurrence]
+                view.status, view.due, view.error = "waiting", record.due, None
+            case r.ChildEnded():
+                view = _ended_child(record, steps["child", record.name, record.occurrence], json)
             case r.SleepStarted():
                 view = StepView("sleep", record.name, record.occurrence, "sleeping", started_at=record.at,
                                 due=record.due)
@@ -438,9 +474,11 @@ def _steps(history: list[r.Record], json: bool) -> list[StepView]:
                 view = StepView("event", record.name, record.occurrence, "timed_out", started_at=record.started_at,
                                 ended_at=record.at, event=begun.event if begun else "")
             case r.StepCancelled():
-                view = steps[record.step.name.lower(), record.name, record.occurrence]
+                view = steps[_kind(record.step), record.name, record.occurrence]
                 view.status, view.due, view.ended_at = "cancelled", 0, record.at
             case _:
                 continue
+        earlier = steps.get((view.kind, view.name, view.occurrence))
+        view.child = view.child or (earlier.child if earlier else "")
         steps[view.kind, view.name, view.occurrence] = view
     return list(steps.values())

@@ -17,6 +17,7 @@ from toque.errors import MisuseError, NonRetryableError
 from toque.storage import records as r
 from toque.storage.fold import INTERRUPTED_TYPE
 from toque.workers.attempt import Attempt
+from toque.workers.children import FINAL_ERRORS
 from toque.workers.replay import Tries
 from toque.workers.step_call import StepCall
 from toque.workflow import StepContext, StepOptions, idempotency_key, retry_delay_ms
@@ -134,6 +135,9 @@ class Attempts:
         """Encoded and checked before anything sees its effect."""
         call, engine = attempt.call, self.engine
         self._is_out(call.key)
+        if call.kind is r.StepKind.CHILD:
+            engine.children.created(call)
+            return
         what = f"the result of step {call.name!r}"
         try:
             data = encode(value, what=what, limit=engine.host.payload_max)
@@ -148,7 +152,8 @@ class Attempts:
 
     def raised(self, attempt: Attempt, error: BaseException) -> None:
         self._is_out(attempt.call.key)
-        retryable = not isinstance(error, NonRetryableError | MisuseError)
+        final = FINAL_ERRORS if attempt.call.child is not None else (NonRetryableError, MisuseError)
+        retryable = not isinstance(error, final)
         self._failed(_tried(attempt), describe_exception(error), retryable=retryable)
 
     def timed_out(self, attempt: Attempt) -> None:

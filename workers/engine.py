@@ -19,6 +19,7 @@ from toque._payload import decode_params, describe_exception
 from toque.errors import DeterminismError, MisuseError
 from toque.storage import records as r
 from toque.workers.attempts import Attempts
+from toque.workers.children import CHILD_KINDS, Children
 from toque.workers.events import Events
 from toque.workers.host import Host
 from toque.workers.instance_loop import InstanceLoop, explain
@@ -49,8 +50,8 @@ class Engine:
 
     __slots__ = ("__weakref__", "_attempts", "_binding", "_blocked_before", "_cancelled", "_main", "_new", "_open",
                  "_outcomes", "_replay", "_replaying", "_unawaited", "_wary", "admitted", "admitting", "blocked",
-                 "closed", "end", "ended", "events", "flow", "has_slot", "host", "inside", "leaving", "loop", "paused",
-                 "pausing", "progress", "recorded", "resting", "run", "seq", "serial", "starts_when_accepted",
+                 "children", "closed", "end", "ended", "events", "flow", "has_slot", "host", "inside", "leaving", "loop",
+                 "paused", "pausing", "progress", "recorded", "resting", "run", "seq", "serial", "starts_when_accepted",
                  "threads_inside", "unaccepted", "waits")
 
     def __init__(self, host: Host, flow: type[Workflow[Any, Any]], serial: int, replay: Replay) -> None:
@@ -78,6 +79,7 @@ class Engine:
         self.loop = InstanceLoop()  # type: ignore[abstract]  # what is missing is refused at run time
         self.waits = Waits(host, self._wait_over)
         self.events = Events(self, replay)
+        self.children = Children(self, replay)
         self._attempts = Attempts(self)
         self.recorded = 0  # records that were made since it was loaded
         self._binding = 0  # the last of them that consequences wait for: an event that came has none by itself
@@ -119,9 +121,10 @@ class Engine:
 
     @property
     def called(self) -> bool:
-        """It rests, and an event is there that an open wait of it can take."""
+        """It rests, and an event is there that an open wait of it can take, or the end of a child."""
         resting = self.resting if self._replay is None else self._replay.resting
-        return resting and self.may_go_on and self.events.matchable
+        ended = self.handing_out if self._replay is None else self._replay.called
+        return resting and self.may_go_on and (ended or self.events.matchable)
 
     @property
     def must_wait(self) -> bool:
@@ -178,11 +181,20 @@ class Engine:
         if self.resting:
             self._woken()
             self.rest(False)
+            if self._outcomes:
+                self.turn()
             self.events.go_on()
 
-    def terminate(self, request: str = "") -> None:
-        """End it here and now. No callback is entered from this call on."""
-        self._end(r.Status.TERMINATED, request=request)
+    def call(self) -> None:
+        """Something came for it while it rests: go on, as soon as it has a slot."""
+        if self.has_slot and self.is_started:
+            self.wake()
+        else:
+            self.host.engine_called(self)
+
+    def terminate(self, request: str = "", *, children: bool = False) -> None:
+        """End it here and now, its `children` a little later. No callback is entered from this call on."""
+        self._end(r.Status.TERMINATED, request=request, children=children)
 
     def pause(self, request: str) -> None:
         """Enter nothing more. Callbacks that are inside finish; the record of the pause follows when they have left."""
@@ -261,6 +273,7 @@ class Engine:
             self._main = None
             self.waits.close()
             self.events.close()
+            self.children.close()
             del self._attempts  # what refers back to the engine, so that it is freed at once
 
     # -- run()'s calls -------------------------------------------------------------------------------------------------
@@ -284,11 +297,19 @@ class Engine:
             return
         if self._cancelled is not None:
             self._cancelled[call.key] = call
-        self.waits.drop(call.key)
         self.events.drop(call)
-        self._attempts.drop(call)
+        self.stop_step(call)
         if call.recorded:
             self._record_cancelled(call)
+
+    def open_call(self, key: str) -> StepCall | None:
+        """The step of this identity, if run() has it open."""
+        return self._open.get(key)
+
+    def stop_step(self, call: StepCall) -> None:
+        """Neither its wait nor its attempt counts any more."""
+        self.waits.drop(call.key)
+        self._attempts.drop(call)
 
     def _record_cancelled(self, call: StepCall) -> None:
         self.record(r.StepCancelled(self.serial, self.run, self.seq + 1, self.now_ms(), call.kind, call.name,
@@ -337,6 +358,9 @@ class Engine:
         for key in replay.begun:
             if key not in self._open and key not in (self._cancelled or ()):
                 raise mismatch(self.title, f"records of {describe_key(key)}, which has not ended", self._place())
+        for key, begun in replay.children.items():
+            if key in self._open:
+                self.children.check(self._open[key], begun)
         for key, wait in replay.awaiting.items():
             if key in self._open and self._open[key].event_type != wait.type:
                 raise mismatch(self.title, f"{describe_key(key)} for events of type {wait.type!r}",
@@ -371,9 +395,15 @@ class Engine:
             if key in self._open:
                 self._open[key].due = due
                 self._open[key].recorded = True
+                self._open[key].created = key in replay.children
+        for key, begun in replay.children.items():
+            if key in self._open:
+                self._open[key].recorded = True
+                self._open[key].started_at = begun.at
         for key, wait in replay.awaiting.items():
             if key in self._open:
                 self._open[key].started_at = wait.at
+        self.children.taken_up()
         if self._blocked_before:
             self._blocked_before = ""
             self._woken()
@@ -443,6 +473,9 @@ class Engine:
                 continue
             if call.kind is r.StepKind.DO:
                 self._attempts.begin(call)
+            elif call.kind in CHILD_KINDS:
+                if self.children.begin(call):
+                    self._attempts.begin(call)
             elif call.recorded:
                 self.waits.add(call.key, call.due)
             else:
@@ -501,7 +534,9 @@ class Engine:
 
     def _wait_over(self, key: str) -> None:
         call = self._open[key]
-        if call.kind is r.StepKind.DO:
+        if call.created:
+            self.children.time_out(call)
+        elif call.fn is not None:
             self._attempts.again(call)
             self.waits.arm()
         elif call.kind is r.StepKind.EVENT:
@@ -542,7 +577,7 @@ class Engine:
         elif self.starts_when_accepted:
             self.starts_when_accepted = False
             self.start()
-        elif self._outcomes:
+        elif self._outcomes and not self.resting:
             self._wary = False
             self.turn()
         else:
@@ -565,14 +600,16 @@ class Engine:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def _end(self, status: r.Status, output: bytes = b"", failure: r.Failure | None = None, request: str = "") -> None:
+    def _end(self, status: r.Status, output: bytes = b"", failure: r.Failure | None = None, request: str = "",
+             children: bool = False) -> None:
         if self.ended or self.closed:
             return
         self.ended = True
         self._stop()
         now = self.now_ms()
         keep_ms = keep(self.flow, self.admitted.retention)[status is not r.Status.COMPLETE]
-        self.end = r.Ended(self.serial, self.run, self.seq + 1, now, status, output, failure, now + keep_ms, request)
+        self.end = r.Ended(self.serial, self.run, self.seq + 1, now, status, output, failure, now + keep_ms, request,
+                           children)
         self.record(self.end)
 
     def _stop(self) -> None:

@@ -172,7 +172,10 @@ class Events:
 
     def when_accepted(self, event_id: str) -> asyncio.Future[None]:
         """Done when the record of this event is accepted."""
-        number = self.ids[event_id]
+        return self.when_recorded(self.ids[event_id])
+
+    def when_recorded(self, number: int) -> asyncio.Future[None]:
+        """Done when so many records of the engine are accepted, and those that were asked for before."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if number <= self._accepted_to:
             future.set_result(None)

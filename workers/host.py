@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from toque.storage.records import Record
 
 if TYPE_CHECKING:
     from toque.workers.attempt import Callbacks
     from toque.workers.engine import Engine
+    from toque.workflow import Retention
+
+
+class ChildCreation(NamedTuple):
+    """A child that a step creates: the same in every repeat. `chosen`: the caller chose the id."""
+
+    workflow: str
+    id: str
+    params: Any
+    params_type: Any
+    retention: Retention | None
+    nonce: str
+    parent: str  # header text
+    chosen: bool
 
 
 class Host(Protocol):
@@ -65,6 +79,13 @@ class Host(Protocol):
 
     def engine_idle(self, engine: Engine) -> None:
         """Nothing of it is inside, all is accepted, and it is neither over nor at rest."""
+        ...
+
+    async def create_child(self, creation: ChildCreation) -> None:
+        """Publish the creation until its outcome is known. A repeat of one that is stored is no error.
+
+        Raises UsageError, InstanceExists, UnknownWorkflow: it will not be stored; other ToqueErrors: try again.
+        """
         ...
 
     def engine_ended(self, engine: Engine) -> None:

@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from toque._protocol import Answer, InstanceRequest, RestartRequest
+from toque._protocol import Answer, InstanceRequest, RestartRequest, TerminateRequest
 from toque.errors import Unavailable
 from toque.storage import records as r
+from toque.storage.family import Parent
 from toque.storage.fold import step_key
 from toque.storage.runs import newest_run, step_of
 from toque.workers.engine import Engine
@@ -41,7 +42,7 @@ class Lifecycle:
         self._done: dict[tuple[str, str, str], None] = {}  # the last requests that were answered here, oldest first
         self._under_way: dict[tuple[str, str], asyncio.Lock] = {}
         self.operations: dict[str, tuple[type[InstanceRequest], Operation]] = {
-            "terminate": (InstanceRequest, self._terminate),
+            "terminate": (TerminateRequest, self._terminate),
             "pause": (InstanceRequest, self._pause),
             "resume": (InstanceRequest, self._resume),
             "restart": (RestartRequest, self._restart),
@@ -89,12 +90,16 @@ class Lifecycle:
     # -- operations ----------------------------------------------------------------------------------------------------
 
     async def _terminate(self, request: InstanceRequest) -> Answer:
+        assert isinstance(request, TerminateRequest)
         found = await self._finder.engine(request.workflow, request.id)
         if found is None:
             return self._not_found(request)
         if isinstance(found, r.Status):
             return self._ended(found, request)
-        found.terminate(request.request)
+        if request.nonce and request.nonce != found.admitted.nonce:
+            self._station.leave_if_idle(found)
+            return self._not_found(request)
+        found.terminate(request.request, children=request.children)
         await self._accepted(found)
         return self._ended(found.end.status if found.end else r.Status.TERMINATED, request)
 
@@ -141,6 +146,8 @@ class Lifecycle:
             if isinstance(found, Engine):
                 self._station.leave_if_idle(found)
             raise Unavailable(f"pod {self._station.context.pod} does not have workflow {request.workflow!r}")
+        if not isinstance(found, Engine) or found.ended:
+            await self._errands_done(request)
         from_key = await self._step_named(request)
         if from_key is None:
             if isinstance(found, Engine):
@@ -156,7 +163,10 @@ class Lifecycle:
         found = await self._finder.engine(request.workflow, request.id)
         if found is None:
             return self._not_found(request)
-        engine = found if isinstance(found, Engine) else self._station.by_id.get((request.workflow, request.id))
+        if isinstance(found, Engine) and not found.ended and awaited(found):
+            found.terminate()  # the parent must hear of it
+        await self._errands_done(request)
+        engine = self._station.by_id.get((request.workflow, request.id))
         if engine is not None:
             serial = engine.serial
             engine.cut()
@@ -167,6 +177,17 @@ class Lifecycle:
         await self._remove({(request.workflow, request.id): serial}, request.request)
         await self._finder.clear_queue(request.workflow, request.id)
         return self._ok()
+
+    async def _errands_done(self, request: InstanceRequest) -> None:
+        """Raises Unavailable while the instance has to tell others of its end: until then its history is needed."""
+        engine = self._station.by_id.get((request.workflow, request.id))
+        if engine is not None:
+            await self._accepted(engine)
+        await self._store.flush()
+        serial = self._store.find(self._station.id, request.workflow, request.id)
+        if serial is not None and self._store.has_errand(self._station.id, serial):
+            self._station.outbox.kick()
+            raise Unavailable("its end is on its way to its parent or its children; try again in a moment")
 
     async def _remove(self, doomed: dict[tuple[str, str], int], request: str = "") -> None:
         """Delete them, and answer for it: when this returns a creation of one of these ids is a new one."""
@@ -265,3 +286,9 @@ class Lifecycle:
     def _refused(self, request: InstanceRequest, status: r.Status, what: str) -> Answer:
         return Answer(self._station.epoch, "ended", f"instance {request.id!r} of {request.workflow!r} is {status.label}, "
                                                     f"so it cannot be {what}")
+
+
+def awaited(engine: Engine) -> bool:
+    """Whether a parent waits for its end."""
+    parent = engine.admitted.parent
+    return bool(parent) and Parent.parse(parent).waits

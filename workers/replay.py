@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from toque._payload import decode
-from toque.errors import DeterminismError, EventTimeout, StepError, StepFailed, StepTimeout
+from toque.errors import ChildFailed, DeterminismError, EventTimeout, StepError, StepFailed, StepTimeout
 from toque.storage import records as r
 from toque.storage.fold import INTERRUPTED_TYPE, step_key
 from toque.storage.runs import step_of
 from toque.workers.step_call import StepCall, StepDecorator
 
-Outcome = r.StepDone | r.StepFailed | r.SleepDone | r.WaitDone | r.WaitTimedOut
+Outcome = r.StepDone | r.StepFailed | r.SleepDone | r.WaitDone | r.WaitTimedOut | r.ChildEnded
 
 NAMES_SHOWN_MAX = 5
 
@@ -45,8 +45,8 @@ class Tries:
 class Replay:
     """The history of one run, taken apart once."""
 
-    __slots__ = ("_received", "admitted", "awaiting", "blocked_on", "event_ids", "interruptions", "outcomes", "paused",
-                 "pausing", "resting", "run", "seq", "sleeping", "stuck", "tries")
+    __slots__ = ("_received", "_seen", "admitted", "awaiting", "blocked_on", "called", "children", "event_ids",
+                 "interruptions", "outcomes", "paused", "pausing", "resting", "run", "seq", "sleeping", "stuck", "tries")
 
     def __init__(self, history: Iterable[r.Record]) -> None:
         self.admitted: r.Admitted | None = None
@@ -54,6 +54,7 @@ class Replay:
         self.tries: dict[str, Tries] = {}  # of steps without an outcome
         self.sleeping: dict[str, int] = {}  # step → due, ms; of steps without an outcome
         self.awaiting: dict[str, r.WaitStarted] = {}  # those of them that are waits for events
+        self.children: dict[str, r.ChildBegun] = {}  # of steps without an outcome; in `sleeping`, too, once created
         self.event_ids: dict[str, int] = {}  # of all events → 0: their records are accepted
         self._received: dict[tuple[int, int], r.EventReceived] = {}  # (run, seq) → event that no wait has taken
         self.run = 0
@@ -63,26 +64,43 @@ class Replay:
         self.interruptions = 0
         self.stuck = False  # interrupted, and no progress since
         self.resting = False  # only far timers were left, so it holds no slot
+        self.called = False  # … and the end of a child has come since
         self.blocked_on = ""
-        seen: set[str] = set()
+        self._seen: set[str] = set()
         for record in history:
-            self.run, self.seq = record.run, record.seq
-            if type(record) is r.Admitted:
-                self.admitted = record
-            else:
-                self._take(record, seen)
+            self.take(record)
 
     @property
     def buffered(self) -> Collection[r.EventReceived]:
         """The events that no wait has taken, in their order."""
         return self._received.values()
 
-    def _take(self, record: r.Record, seen: set[str]) -> None:
-        if isinstance(record, r.EventReceived):  # it came from outside: nothing of the instance has moved
-            self.event_ids[record.event_id] = 0
-            self._received[record.run, record.seq] = record
-            return
+    def take(self, record: r.Record) -> None:
+        """The next record of the history."""
+        self.run, self.seq = record.run, record.seq
+        match record:
+            case r.Admitted():
+                self.admitted = record
+            case r.EventReceived():  # it came from outside: nothing of the instance has moved
+                self.event_ids[record.event_id] = 0
+                self._received[record.run, record.seq] = record
+            case r.ChildEnded():  # so did this
+                self.called = True
+                self._conclude(record)
+            case _:
+                self._take(record)
+
+    def _conclude(self, record: Outcome) -> None:
+        key = step_of(record)
+        self._forget(key)
+        event = self._received.pop((record.run, record.event), None) if isinstance(record, r.WaitDone) else None
+        if key not in self._seen:
+            self._seen.add(key)
+            self.outcomes.append(Recorded(key, record, self.interruptions, event))
+
+    def _take(self, record: r.Record) -> None:
         self.resting = isinstance(record, r.Waiting) or getattr(record, "idle", False)
+        self.called = False
         if isinstance(record, r.Blocked):
             self.blocked_on = record.reason
         elif not isinstance(record, r.Interrupted):
@@ -90,12 +108,12 @@ class Replay:
         match record:
             case r.StepDone() | r.StepFailed() | r.SleepDone() | r.WaitDone() | r.WaitTimedOut():
                 self.stuck = False
-                key = step_of(record)
-                self._forget(key)
-                event = self._received.pop((record.run, record.event), None) if isinstance(record, r.WaitDone) else None
-                if key not in seen:
-                    seen.add(key)
-                    self.outcomes.append(Recorded(key, record, self.interruptions, event))
+                self._conclude(record)
+            case r.ChildBegun():
+                self.children[step_of(record)] = record
+            case r.ChildCreated():
+                self.tries.pop(step_of(record), None)
+                self.sleeping[step_of(record)] = record.due
             case r.AttemptFailed():
                 self.stuck = self.stuck and record.failure.type == INTERRUPTED_TYPE
                 key = step_key(record.step, record.name, record.occurrence)
@@ -130,11 +148,12 @@ class Replay:
         self.tries.pop(key, None)
         self.sleeping.pop(key, None)
         self.awaiting.pop(key, None)
+        self.children.pop(key, None)
 
     @property
     def begun(self) -> list[str]:
         """The steps that have records, but no outcome."""
-        return [*self.tries, *self.sleeping]
+        return list(dict.fromkeys((*self.tries, *self.sleeping, *self.children)))
 
 
 def mismatch(instance: str, expected: str, found: str) -> DeterminismError:
@@ -160,6 +179,11 @@ def describe_key(key: str) -> str:
 def outcome_error(call: StepCall, outcome: Outcome) -> StepError | None:
     """The error that run() gets for a recorded outcome; None for one that is a value."""
     match outcome:
+        case r.StepFailed() if not outcome.attempt:  # the time-out of the wait for a child
+            return StepTimeout(f"step {outcome.name!r}: {outcome.failure.message}", step=outcome.name,
+                               error_type=outcome.failure.type, error_message=outcome.failure.message, attempts=0)
+        case r.ChildEnded() if outcome.status is not r.Status.COMPLETE:
+            return _child_failed(call, outcome)
         case r.StepFailed():
             kind = StepTimeout if outcome.timed_out else StepFailed
             attempts = f"{outcome.attempt} attempt{'s' if outcome.attempt != 1 else ''}"
@@ -174,6 +198,15 @@ def outcome_error(call: StepCall, outcome: Outcome) -> StepError | None:
             return None
 
 
+def _child_failed(call: StepCall, outcome: r.ChildEnded) -> ChildFailed:
+    assert call.child is not None, "the outcome of a child is for a step that has one"
+    child = f"{call.child.workflow}/{call.child.id}"
+    failure = outcome.failure or r.Failure("Terminated", "it was terminated")
+    return ChildFailed(f"step {outcome.name!r}: the child {child} {outcome.status.label}: {failure.type}: "
+                       f"{failure.message}", step=outcome.name, error_type=failure.type, error_message=failure.message,
+                       attempts=1, traceback=failure.traceback, child=child)
+
+
 def _error(kind: type[StepError], step: str, what: str, failure: r.Failure, attempts: int) -> StepError:
     return kind(f"step {step!r} {what}: {failure.type}: {failure.message}", step=step, error_type=failure.type,
                 error_message=failure.message, attempts=attempts, traceback=failure.traceback)
@@ -185,6 +218,8 @@ def recorded_value(call: StepCall, recorded: Recorded) -> Any:
     try:
         if isinstance(outcome, r.StepDone):
             return decode(outcome.result, call.result_type, what=f"the recorded result of {call}")
+        if isinstance(outcome, r.ChildEnded) and outcome.status is r.Status.COMPLETE:
+            return decode(outcome.output, call.result_type, what=f"the output of the child of {call}")
         if event is not None and isinstance(outcome, r.WaitDone) and outcome.failure is None:
             return event_value(call, event)
     except Exception as error:  # decoders run user code: validators, __post_init__

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from toque import _subjects as subjects
 from toque._names import is_instance_id
 from toque._subjects import StationId
+from toque.errors import InvalidName
+from toque.storage.family import Parent
 from toque.storage.ports import Message
 from toque.storage.records import Admitted, Parked, TombRow
 from toque.workers.stream_position import StreamPosition
@@ -105,7 +107,7 @@ class SousChef:
             self._owner.new_serial(), 1, 1, self._owner.now_ms(), self.workflow, instance_id,
             message.header(subjects.NONCE_HEADER), queue_sequence, message.time_ms, message.data,
             message.header(subjects.CONTENT_TYPE_HEADER) or JSON_TYPE, workflow_version(self.flow),
-            parse_retention(message.header(subjects.RETENTION_HEADER)))
+            parse_retention(message.header(subjects.RETENTION_HEADER)), message.header(subjects.PARENT_HEADER))
 
     def _nameless(self, instance_id: str, message: Message) -> str:
         """Why a creation without a nonce of an id that was deleted is parked; "" when it is none."""
@@ -171,6 +173,12 @@ def refusal(instance_id: str, message: Message, payload_max: int) -> str:
         parse_retention(message.header(subjects.RETENTION_HEADER))
     except ValueError:
         return f"the header {subjects.RETENTION_HEADER} is not of the form '<ms of a success> <ms of an error>'"
+    parent = message.header(subjects.PARENT_HEADER)
+    try:
+        if parent:
+            Parent.parse(parent)
+    except (ValueError, InvalidName):
+        return f"the header {subjects.PARENT_HEADER} does not name a parent"
     if len(message.data) > payload_max:
         return f"the params have {len(message.data)} bytes, more than {payload_max}"
     return ""

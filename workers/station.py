@@ -21,9 +21,12 @@ from toque.storage.group_commit import Acceptance, GroupCommit
 from toque.storage.ports import Message
 from toque.storage.restore import LOCAL, Restored
 from toque.storage.runs import newest_run
+from toque.workers.child_creation import ChildCreations
 from toque.workers.context import PodContext
 from toque.workers.engine import INTERRUPTIONS_MAX, Engine
 from toque.workers.event_inbox import EventInbox
+from toque.workers.host import ChildCreation
+from toque.workers.outbox import Outbox
 from toque.workers.replay import Replay
 from toque.workers.set_aside import set_aside
 from toque.workers.souschef import SousChef
@@ -80,6 +83,8 @@ class Station:
         self._gate_watched = False  # the next acceptance opens the gate
         self._tasks: dict[asyncio.Task[None], None] = {}  # in their order, so that runs can be repeated
         self.events = EventInbox(self)
+        self.outbox = Outbox(self)
+        self._creations = ChildCreations(context)
         self.time_outs = TimeOuts(self)
         self.commits = GroupCommit(
             context.journal, context.store, station, tail, may_send=self._session.in_time,
@@ -122,6 +127,7 @@ class Station:
             self.load_engine(serial).settle()
         self._pausing.clear()
         self.spawn(self._scan_timers())
+        self.spawn(self.outbox.run())
 
     async def hand_over(self, successor: str, *, patience_s: float, ending: bool,
                         before_release: Callable[[], None]) -> bool:
@@ -309,8 +315,12 @@ class Station:
     def before_time_out(self, engine: Engine, decide: Callable[[], None]) -> None:
         self.time_outs.ask((engine.admitted.workflow, engine.admitted.id), decide)
 
+    async def create_child(self, creation: ChildCreation) -> None:
+        await self._creations.create(creation)
+
     def engine_ended(self, engine: Engine) -> None:
         self._answer_waiters(engine)
+        self.outbox.kick()
         if not engine.has_slot:
             self._leave_when_folded(engine)
 

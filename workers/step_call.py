@@ -11,17 +11,34 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from toque._durations import Duration, to_ms
-from toque._names import approval_type, check_event_type, check_step_name
+from toque._names import approval_type, check_event_type, check_instance_id, check_step_name, check_workflow
 from toque._payload import check_type, return_type
 from toque._protocol import ApprovalPayload
 from toque.errors import InvalidDuration, MisuseError, TooManySteps, UsageError
 from toque.storage.fold import step_key
 from toque.storage.records import StepKind
 from toque.workers.instance_loop import Evicted
-from toque.workflow import DEFAULT_OPTIONS, WAIT_TIMEOUT_DEFAULT, Approval, Retries, StepOptions, resolve_options, steps_max
+from toque.workflow import (
+    CHILD_TIMEOUT_DEFAULT,
+    DEFAULT_OPTIONS,
+    WAIT_TIMEOUT_DEFAULT,
+    Approval,
+    Child,
+    Retention,
+    Retries,
+    StepOptions,
+    Workflow,
+    is_runnable,
+    params_type,
+    resolve_options,
+    result_type,
+    steps_max,
+    workflow_name,
+)
 
 if TYPE_CHECKING:
     from toque.workers.engine import Engine
+    from toque.workers.host import ChildCreation
 
 WAIT_MS_MAX = 365 * 24 * 3600 * 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -30,9 +47,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class StepCall(asyncio.Future[Any]):
     """One open step. Awaiting it, handing it to gather, or looking at its result marks it as awaited."""
 
-    __slots__ = ("args", "awaited", "due", "duration_ms", "engine", "event_type", "failures", "fn", "key", "keywords",
-                 "kind", "last_attempt", "made_of", "name", "occurrence", "options", "recorded", "result_type", "since",
-                 "started_at")
+    __slots__ = ("args", "awaited", "child", "created", "due", "duration_ms", "engine", "event_type", "failures", "fn",
+                 "key", "keywords", "kind", "last_attempt", "made_of", "name", "occurrence", "options", "recorded",
+                 "result_type", "since", "started_at")
 
     def __init__(self, engine: Engine, kind: StepKind, name: str, occurrence: int) -> None:
         super().__init__(loop=engine.loop)
@@ -59,6 +76,9 @@ class StepCall(asyncio.Future[Any]):
         self.event_type = ""
         self.made_of: Callable[[Any, int], Any] | None = None  # makes the value of the decoded payload and its time
         self.started_at = 0
+        # of a child:
+        self.child: ChildCreation | None = None
+        self.created = False  # the wait for its end has begun
 
     def __await__(self) -> Generator[Any, None, Any]:
         if not self.awaited:
@@ -169,6 +189,34 @@ class RunStep:
         self._engine.call_opened(call)
         return call
 
+    def start_workflow(self, name: str, workflow: Any, params: Any = None, /, *, id: str | None = None,
+                       retention: Retention | None = None) -> StepCall:
+        child = self._child(StepKind.START, name, workflow, params, id, retention)
+        child.result_type = Child
+        self._engine.call_opened(child)
+        return child
+
+    def run_workflow(self, name: str, workflow: Any, params: Any = None, /, *, id: str | None = None,
+                     retention: Retention | None = None, timeout: Duration = CHILD_TIMEOUT_DEFAULT) -> StepCall:
+        timeout_ms = to_ms(timeout, what=f"the timeout of step.run_workflow({name!r})", minimum_ms=1)
+        child = self._child(StepKind.CHILD, name, workflow, params, id, retention)
+        child.result_type = Any if isinstance(workflow, str) else result_type(workflow)
+        child.duration_ms = timeout_ms
+        self._engine.call_opened(child)
+        return child
+
+    def _child(self, kind: StepKind, name: str, workflow: Any, params: Any, id_: str | None,
+               retention: Retention | None) -> StepCall:
+        check_step_name(name)
+        flow, type_ = _workflow_named(name, workflow)
+        if id_ is not None:
+            check_instance_id(id_)
+        if retention is not None and not isinstance(retention, Retention):
+            raise UsageError(f"step {name!r}: retention must be Retention(…), not {_an(type(retention).__name__)}")
+        call = self._call(kind, name)
+        self._engine.children.prepare(call, flow, id_, params, type_, retention)
+        return call
+
     def _decorator(self, name: str, options: StepOptions, args: tuple[Any, ...]) -> StepDecorator:
         if args:
             raise UsageError(f"step {name!r} has arguments but no function: write `await step.do({name!r}, fn, …)`")
@@ -223,6 +271,16 @@ class StepDecorator:
 
     def __str__(self) -> str:
         return f"do({self.name!r}), which was given no function"
+
+
+def _workflow_named(step: str, workflow: Any) -> tuple[str, Any]:
+    """The name of a workflow that was given as a class or by name, and the type of its params."""
+    if isinstance(workflow, str):
+        return check_workflow(workflow), Any
+    if isinstance(workflow, type) and issubclass(workflow, Workflow) and is_runnable(workflow):
+        return workflow_name(workflow), params_type(workflow)
+    raise UsageError(f"step {step!r}: the second argument must be a Workflow class or the name of a workflow, not "
+                     f"{workflow!r:.80}")
 
 
 def _approval(payload: ApprovalPayload, sent_at: int) -> Approval:

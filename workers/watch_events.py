@@ -110,6 +110,10 @@ class Narrator:
                 return [*_wait_begins(row, record, type_), done]
             case r.WaitTimedOut():
                 return [*_wait_begins(row, record, ""), _view("wait_timed_out", record.at, record)]
+            case r.ChildBegun():
+                return [_step_view("step_started", record.at, record)]
+            case r.ChildEnded():
+                return [_child_ended(record)]
             case r.Blocked():
                 return [WatchView("workflow_blocked", record.at, reason=record.reason)]
             case r.Interrupted():
@@ -125,7 +129,7 @@ def weight(record: r.Record) -> int:
             payload = len(record.params)
         case r.StepDone():
             payload = len(record.result)
-        case r.Ended():
+        case r.Ended() | r.ChildEnded():
             payload = len(record.output) + _failure_weight(record.failure)
         case r.AttemptFailed() | r.StepFailed():
             payload = 2 * _failure_weight(record.failure)
@@ -176,8 +180,12 @@ def _status_view(status: r.Status, record: r.Record) -> WatchView:
 def _attempt_views(row: r.InstanceRow, record: r.StepDone | r.StepFailed | r.AttemptFailed) -> list[WatchView]:
     """What began is told with the first record that there is of it."""
     attempt = record.attempt
+    if not attempt:  # the time-out of the wait for a child
+        assert isinstance(record, r.StepFailed)
+        return [_step_view("step_errored", record.at, record, error=error_view(record.failure))]
     views = [_step_view("attempt_started", record.started_at, record, attempt=attempt)]
-    if step_key(record.step, record.name, record.occurrence) not in row.timers:
+    told = record.step in (r.StepKind.START, r.StepKind.CHILD)
+    if not told and step_key(record.step, record.name, record.occurrence) not in row.timers:
         views.insert(0, _step_view("step_started", record.started_at, record))
     if isinstance(record, r.StepDone):
         views.append(_step_view("attempt_completed", record.at, record, attempt=attempt))
@@ -206,7 +214,16 @@ def _view(type_: str, at: int, record: r.SleepStarted | r.SleepDone | r.WaitStar
                      duration_ms=duration_ms)
 
 
-def _step_view(type_: str, at: int, record: r.StepDone | r.StepFailed | r.AttemptFailed, *, attempt: int = 0,
+def _child_ended(record: r.ChildEnded) -> WatchView:
+    view = WatchView("step_errored", record.at, kind="child", step=record.name, count=record.occurrence)
+    if record.status is r.Status.COMPLETE:
+        view.type, view.value = "step_completed", msgspec.Raw(record.output)
+    elif record.failure is not None:
+        view.error = error_view(record.failure)
+    return view
+
+
+def _step_view(type_: str, at: int, record: r.StepDone | r.StepFailed | r.AttemptFailed | r.ChildBegun, *, attempt: int = 0,
                error: ErrorView | None = None, value: msgspec.Raw | None = None) -> WatchView:
     view = WatchView(type_, at, kind=record.step.name.lower(), step=record.name, count=record.occurrence,
                      attempt=attempt, error=error)

@@ -8,6 +8,7 @@ from toque.client import BatchResult, Client, DeleteResult, Instance, InstanceSt
 from toque.errors import (
     AppError,
     BrokerUnavailable,
+    ChildFailed,
     DeterminismError,
     EventRefused,
     EventTimeout,
@@ -42,7 +43,7 @@ from toque.errors import (
     UsageError,
 )
 from toque.sync_client import SyncClient, SyncInstance
-from toque.workflow import Approval, Retention, Retries, Step, StepContext, Workflow, WorkflowEvent
+from toque.workflow import Approval, Child, Retention, Retries, Step, StepContext, Workflow, WorkflowEvent
 
 __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     # writing workflows
@@ -52,6 +53,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "StepContext",
     "Retries",
     "Approval",
+    "Child",
     "Retention",
     # creating and asking
     "Client",
@@ -76,6 +78,7 @@ __all__ = [  # noqa: RUF022  # grouped by use, not by letter
     "StepError",
     "StepFailed",
     "StepTimeout",
+    "ChildFailed",
     "EventTimeout",
     # caught around the client
     "ToqueError",

@@ -12,6 +12,14 @@ import msgspec
 LONG_POLL_S_MAX = 5.0
 
 
+class ErrorView(msgspec.Struct, omit_defaults=True):
+    """A recorded failure."""
+
+    type: str
+    message: str = ""
+    traceback: str = ""
+
+
 class InstanceRequest(msgspec.Struct, omit_defaults=True):
     """Of `status`, `describe`, `wait`, `exists`, `terminate`, `pause`, `resume` and `delete`."""
 
@@ -37,12 +45,30 @@ class ApprovalPayload(msgspec.Struct):
     comment: str = ""
 
 
+class TerminateRequest(InstanceRequest, omit_defaults=True):
+    """Of `terminate`. With a `nonce`: only the instance of that creation."""
+
+    children: bool = False  # its running children, too, and theirs
+
+
+class ChildEndRequest(InstanceRequest, omit_defaults=True):
+    """Of `child_end`, from the owner of the child to that of its parent: `workflow` and `id` are the parent's."""
+
+    run: int = 0  # of the parent
+    step: str = ""
+    occurrence: int = 1
+    child_run: int = 1
+    status: str = ""
+    output: bytes = b""  # msgpack, of a complete one
+    error: ErrorView | None = None
+
+
 class RestartRequest(InstanceRequest, omit_defaults=True):
     """Of `restart`: from the start, or from the step of this kind and name that is the so-manieth of them, from 1."""
 
     from_name: str = ""
     from_count: int = 1
-    from_kind: str = "do"  # do | sleep | event
+    from_kind: str = "do"  # do | sleep | event | start | child
 
 
 class ListRequest(msgspec.Struct, omit_defaults=True):
@@ -66,14 +92,6 @@ class CountsRequest(msgspec.Struct, omit_defaults=True):
     workflow: str = ""
 
 
-class ErrorView(msgspec.Struct, omit_defaults=True):
-    """A recorded failure."""
-
-    type: str
-    message: str = ""
-    traceback: str = ""
-
-
 class InstanceView(msgspec.Struct, omit_defaults=True):
     """An instance as its owner sees it."""
 
@@ -93,6 +111,7 @@ class InstanceView(msgspec.Struct, omit_defaults=True):
     error: ErrorView | None = None
     awaits: list[str] = []  # types of the events that it waits for
     buffered: int = 0  # events that no wait has taken
+    parent: str = ""  # of a child: "<workflow>/<id>" of the instance that made it
 
 
 class StepView(msgspec.Struct, omit_defaults=True):
@@ -101,7 +120,7 @@ class StepView(msgspec.Struct, omit_defaults=True):
     kind: str
     name: str
     occurrence: int
-    status: str  # complete | failed | retrying | sleeping | waiting | timed_out | cancelled
+    status: str  # complete | failed | retrying | sleeping | starting | waiting | timed_out | cancelled
     attempts: int = 0
     started_at: int = 0
     ended_at: int = 0
@@ -109,6 +128,7 @@ class StepView(msgspec.Struct, omit_defaults=True):
     error: ErrorView | None = None
     output: msgspec.Raw = msgspec.Raw(b"")
     event: str = ""  # the type of the event that it waits for, or got
+    child: str = ""  # the child that it creates: "<workflow>/<id>"
 
 
 class DescribeView(msgspec.Struct, omit_defaults=True):
@@ -144,7 +164,7 @@ class WatchView(msgspec.Struct, omit_defaults=True):
     at: int
     cursor: str = ""
     run: int = 1
-    kind: str = ""  # do | sleep | event
+    kind: str = ""  # do | sleep | event | start | child
     step: str = ""
     count: int = 0  # which step of this kind and name
     attempt: int = 0

@@ -12,6 +12,7 @@ NONCE_HEADER = "Toque-Nonce"  # of a creation: tells two creations of one id apa
 CONTENT_TYPE_HEADER = "Content-Type"  # of a creation or an event: application/json (default) or application/msgpack
 REQUEST_HEADER = "Toque-Request"  # of an event: its id, the same in every repeat of it
 RETENTION_HEADER = "Toque-Retention"  # of a creation: "<ms that a success is kept> <ms that an error is kept>"
+PARENT_HEADER = "Toque-Parent"  # of a child's creation: "<workflow> <id> <run> <start|child> <occurrence> <step>"
 REASON_HEADER = "Toque-Reason"  # of a parked message: why
 ORIGIN_HEADER = "Toque-Subject"  # of a parked message: the subject it was stored under
 CUT_HEADER = "Toque-Cut"  # of a parked message that is not whole: what it lacks

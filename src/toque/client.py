@@ -38,6 +38,7 @@ from toque._protocol import (
     InstanceView,
     PodView,
     RestartRequest,
+    TerminateRequest,
 )
 from toque._reports import QueueReport, Reports, StationQueue, StationReport, WorkflowReport
 from toque._requests import Deadline, Pauses, Silence, StationAsker
@@ -372,7 +373,7 @@ class StepRef:
 
     name: str
     count: int = 1
-    kind: Literal["do", "sleep", "event"] = "do"
+    kind: Literal["do", "sleep", "event", "start", "child"] = "do"
 
 
 class Instance(Generic[R]):
@@ -420,13 +421,16 @@ class Instance(Generic[R]):
         """
         return watch(self, cursor, filter, timeout)
 
-    async def terminate(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+    async def terminate(self, *, children: bool = False, timeout: Duration = TIMEOUT_DEFAULT) -> None:
         """End it without a result; a queued one never starts. When this returns it is recorded, and final.
 
+        With `children` so end the children of its present run, and theirs: a moment later, and whatever dies meanwhile,
+        for it is recorded with its own end.
         Raises InstanceEnded (it had ended before), InstanceNotFound, OwnerAway (whether it was done is not known: call
         it again, that is harmless).
         """
-        await self._ask("terminate", timeout)
+        await self._ask("terminate", timeout, TerminateRequest(
+            workflow=self.workflow, id=self.id, request=self._client._request_id(), children=children))
 
     async def send_event(self, type: str, payload: Any = None, *, event_id: str | None = None,
                          timeout: Duration = TIMEOUT_DEFAULT) -> None:

@@ -31,7 +31,8 @@ ToqueError
 ├── StepError                 raised inside run() where a step was awaited
 │   ├── StepFailed            the last attempt raised; carries type, message, traceback text
 │   ├── StepTimeout           the last attempt took longer than its time-out
-│   └── EventTimeout          no event came within the time-out of a wait
+│   ├── EventTimeout          no event came within the time-out of a wait
+│   └── ChildFailed           the child of run_workflow errored or was terminated
 ├── NonRetryableError         raised by user code in a callback: no more attempts
 └── DeterminismError          replay met another step than the journal holds
 
@@ -207,6 +208,16 @@ class StepTimeout(StepError):
 
 class EventTimeout(StepError):
     """No event of the type came within the time-out of the wait. Later waits of the type can still get one."""
+
+
+class ChildFailed(StepError):
+    """The child errored, or was terminated (`error_type` is "Terminated" then). `child` is "<workflow>/<id>"."""
+
+    def __init__(self, message: str, *, step: str, error_type: str, error_message: str, attempts: int,
+                 traceback: str = "", child: str = "") -> None:
+        super().__init__(message, step=step, error_type=error_type, error_message=error_message, attempts=attempts,
+                         traceback=traceback)
+        self.child = child
 
 
 class NonRetryableError(ToqueError):

@@ -397,9 +397,9 @@ class SyncInstance(Generic[R]):
         return self._client._events(
             lambda client: self._on(client).watch(cursor, filter=filter, timeout=timeout))
 
-    def terminate(self, *, timeout: Duration = TIMEOUT_DEFAULT) -> None:
+    def terminate(self, *, children: bool = False, timeout: Duration = TIMEOUT_DEFAULT) -> None:
         """End it without a result: see `Instance.terminate`."""
-        self._client._call(lambda client: self._on(client).terminate(timeout=timeout))
+        self._client._call(lambda client: self._on(client).terminate(children=children, timeout=timeout))
 
     def send_event(self, type: str, payload: Any = None, *, event_id: str | None = None,
                    timeout: Duration = TIMEOUT_DEFAULT) -> None:

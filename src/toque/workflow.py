@@ -50,6 +50,7 @@ STEPS_MAX_MAX = 1_000_000
 RETRY_LIMIT_MAX = 10_000
 TIMEOUT_DEFAULT = "10 minutes"
 WAIT_TIMEOUT_DEFAULT = "24 hours"
+CHILD_TIMEOUT_DEFAULT = "365 days"
 _BACKOFFS = get_args(Backoff)
 _VERSION = re.compile(r"[a-zA-Z0-9_.+-]+", re.ASCII)
 _RUN_PARAMETERS = ("self", "event", "step")
@@ -81,6 +82,16 @@ class Approval:
     """What they said about it; may be empty."""
     at: datetime
     """When it was sent: UTC, the broker's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """What `step.start_workflow` returns: a name of the child, to be kept or given to a client."""
+
+    workflow: str
+    """Its workflow's name."""
+    id: str
+    """Its id, unique in the workflow."""
 
 
 class StepContext:
@@ -279,6 +290,49 @@ class Step(Protocol):
         """Wait, durably, until somebody decides: `instance.approve(name, by=…)` or `instance.reject(name, by=…)`.
 
         An event of the type "approval-<name>" underneath. Raises EventTimeout when nobody has decided in time.
+        """
+        ...
+
+    @overload
+    def start_workflow(self, name: str, workflow: type[Workflow[Params, Any]], params: Params, /, *,
+                       id: str | None = None, retention: Retention | None = None) -> Future[Child]: ...
+
+    @overload
+    def start_workflow(self, name: str, workflow: str | type[Workflow[Any, Any]], params: Any = None, /, *,
+                       id: str | None = None, retention: Retention | None = None) -> Future[Child]: ...
+
+    def start_workflow(self, name: str, workflow: Any, params: Any = None, /, *, id: str | None = None,
+                       retention: Retention | None = None) -> Any:
+        """Create an instance of another workflow, once, and go on without waiting for it.
+
+        It is created once over crashes of this one, and another one by each run of it. Without an `id` it gets one that
+        is made of this instance's. A full queue is tried again, with growing pauses. Raises StepFailed for an id that
+        another creation has (`error_type` ends with "InstanceExists"), an unknown workflow, params that do not fit;
+        InvalidName.
+        """
+        ...
+
+    @overload
+    def run_workflow(self, name: str, workflow: type[Workflow[Params, T]], params: Params, /, *, id: str | None = None,
+                     retention: Retention | None = None, timeout: Duration = CHILD_TIMEOUT_DEFAULT) -> Future[T]: ...
+
+    @overload
+    def run_workflow(self, name: str, workflow: type[Workflow[Any, T]], params: Any = None, /, *, id: str | None = None,
+                     retention: Retention | None = None, timeout: Duration = CHILD_TIMEOUT_DEFAULT) -> Future[T]: ...
+
+    @overload
+    def run_workflow(self, name: str, workflow: str, params: Any = None, /, *, id: str | None = None,
+                     retention: Retention | None = None, timeout: Duration = CHILD_TIMEOUT_DEFAULT) -> Future[Any]: ...
+
+    def run_workflow(self, name: str, workflow: Any, params: Any = None, /, *, id: str | None = None,
+                     retention: Retention | None = None, timeout: Duration = CHILD_TIMEOUT_DEFAULT) -> Any:
+        """Create an instance of another workflow, once, wait durably for its end, and return its output.
+
+        This instance holds no slot while it waits, and gets the end once, over crashes of either. The output is decoded
+        to the Result type of the class. `timeout` counts from the acknowledged creation; the child goes on behind it,
+        as it does when the step is cancelled.
+
+        Raises ChildFailed when the child errored or was terminated, StepTimeout; and as `start_workflow`.
         """
         ...
 

@@ -23,13 +23,16 @@ from toque._payload import PAYLOAD_MAX, decode, encode
 from toque._subjects import StationId
 from toque.sim.loop import run as run_virtually
 from toque.storage import records as r
+from toque.storage.family import Parent
 from toque.storage.fold import FoldBatch
 from toque.storage.folded_store import FoldedReaders
 from toque.storage.memory_store import MemoryTables
 from toque.workers.attempt import Callbacks
+from toque.workers.children import ChildEnd
 from toque.workers.engine import INTERRUPTIONS_MAX, Engine
 from toque.workers.events import Event
-from toque.workers.replay import Replay
+from toque.workers.host import ChildCreation
+from toque.workers.replay import Outcome, Replay
 from toque.workflow import StepContext, Workflow
 
 gc.freeze()  # what is there by now need not be looked at by each test's collection
@@ -112,6 +115,8 @@ class EngineHost:
         self.gate_open = True
         self.deadline_ahead = True
         self.time_known = True
+        self.children: list[ChildCreation] = []  # creations, repeats too
+        self.creates: Callable[[ChildCreation], Coroutine[Any, Any, None]] = _stored
         self.time_outs: list[Callable[[], None]] = []
         self.holds_time_outs = False  # they are decided by `decide_time_outs` only
         self.behind_ms = 0  # how far `now_ms` may be behind the broker's true time
@@ -193,6 +198,11 @@ class EngineHost:
         decided, self.time_outs = self.time_outs, []
         for decide in decided:
             decide()
+
+    async def create_child(self, creation: ChildCreation) -> None:
+        assert not self.pending, "a child is created before everything is accepted"
+        self.children.append(creation)
+        await self.creates(creation)
 
     def engine_idle(self, engine: Engine) -> None:
         """A frozen station would take its slot."""
@@ -288,6 +298,18 @@ class EngineHost:
             engine.events.receive(Event(type_, event_id, encode(payload, what="payload"), self.now_ms()))
         return engine.events.when_accepted(event_id)
 
+    def end_child(self, creation: ChildCreation, output: Any = None, *, status: r.Status = r.Status.COMPLETE,
+                  failure: r.Failure | None = None, child_run: int = 1) -> asyncio.Future[None]:
+        """The end of a child, as the parent's owner takes it; done when it is acknowledged."""
+        was_in_memory = self.engine is not None
+        engine = self.engine or self.read_back()
+        parent = Parent.parse(creation.parent)
+        accepted = engine.children.end(ChildEnd(parent.run, parent.name, parent.occurrence, creation.nonce, child_run,
+                                                status, encode(output, what="output"), failure))
+        if not was_in_memory and not engine.unaccepted:
+            self._evict(engine)  # it was read back in vain
+        return accepted
+
     async def cut_after(self, records: int, *, interrupted: bool = True) -> None:
         """Let it run until so many records are accepted, or it has ended; then its pod dies."""
         self.accept_until = records
@@ -351,7 +373,7 @@ class EngineHost:
     def outcomes(self) -> list[tuple[str, str, int]]:
         """The accepted outcomes of steps: record, name, occurrence."""
         return [(type(record).__name__, record.name, record.occurrence) for record in self.records
-                if isinstance(record, r.StepDone | r.StepFailed | r.SleepDone | r.WaitDone | r.WaitTimedOut)]
+                if isinstance(record, Outcome)]
 
     def of_kind(self, kind: type[T]) -> list[T]:
         """The accepted records of a kind."""
@@ -412,6 +434,10 @@ class EngineHost:
         else:
             self.engine.has_slot = True
             self.engine.wake()
+
+
+async def _stored(creation: ChildCreation) -> None:
+    """The queue takes every child."""
 
 
 class Recorder:

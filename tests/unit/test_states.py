@@ -38,6 +38,10 @@ SAMPLES: dict[str, r.Record] = {
     "`WaitStarted` (idle)": r.WaitStarted(1, 1, 2, AT, "s", 1, "paid", AT + 1, True),
     "`WaitDone`": r.WaitDone(1, 1, 2, AT, "s", 1, 1, AT),
     "`WaitTimedOut`": r.WaitTimedOut(1, 1, 2, AT, "s", 1, AT),
+    "`ChildBegun`": r.ChildBegun(1, 1, 2, AT, r.StepKind.CHILD, "s", 1, "leaf", "a-1"),
+    "`ChildCreated`": r.ChildCreated(1, 1, 2, AT, "s", 1, AT + 1),
+    "`ChildCreated` (idle)": r.ChildCreated(1, 1, 2, AT, "s", 1, AT + 1, True),
+    "`ChildEnded`": r.ChildEnded(1, 1, 2, AT, "s", 1, 1, r.Status.COMPLETE, b"\x07"),
     "`PauseAsked`": r.PauseAsked(1, 1, 2, AT, "q-1"),
     "`Paused`": r.Paused(1, 1, 2, AT, "q-1"),
     "`Resumed`": r.Resumed(1, 1, 2, AT, "q-2", 5),
@@ -95,7 +99,8 @@ def test_the_page_lists_every_status() -> None:
 
 def test_every_record_of_an_instance_has_a_sample_here() -> None:
     """A new record type cannot be forgotten: what the fold takes for an instance is in the table."""
-    stations_own = {r.Claim, r.Released, r.Lease, r.LeaseEnded, r.Parked, r.Snapshot, r.Deleted, r.EventParked}
+    stations_own = {r.Claim, r.Released, r.Lease, r.LeaseEnded, r.Parked, r.Snapshot, r.Deleted, r.EventParked,
+                    r.Delivered}
 
     assert {type(record) for record in SAMPLES.values()} | {r.Admitted} == set(r.AnyRecord.__args__) - stations_own
 

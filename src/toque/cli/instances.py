@@ -247,7 +247,7 @@ def _time(ms: int) -> datetime | None:
 def _show(view: DescribeView) -> None:
     instance = view.instance
     show_fields({
-        "instance": f"{instance.workflow}/{instance.id}", "status": instance.status,
+        "instance": f"{instance.workflow}/{instance.id}", "parent": instance.parent, "status": instance.status,
         "blocked on": instance.blocked_on, "waits": awaits_text(instance.awaits).removeprefix("waiting "),
         "events": buffered_text(instance.buffered), "created": time_text(_time(instance.created_at)),
         "admitted": time_text(_time(instance.admitted_at)), "wakes": time_text(_time(instance.wake_at)),
@@ -281,6 +281,8 @@ def _took(step: StepView) -> str:
 def _step_note(step: StepView) -> str:
     if step.error is not None:
         return _error_text(step.error)
+    if step.child and not step.ended_at:
+        return step.child
     if not step.due or step.ended_at:
         return _payload_text(step.output)
     event = f"for event {step.event!r}, " if step.event else ""

@@ -54,6 +54,8 @@ class Kind(StrEnum):
     DO = "do"
     SLEEP = "sleep"
     EVENT = "event"
+    START = "start"
+    CHILD = "child"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,9 @@ async def resume(connection: Connection, ids: IdsArgument = None, workflow: Work
 
 async def terminate(connection: Connection, ids: IdsArgument = None, workflow: WorkflowOption = None,
                     every: AllOption = False, status: StatusOption = None, dry_run: DryRunOption = False,
-                    yes: YesOption = False, output: RowsOption = RowFormat.TABLE) -> int:
+                    yes: YesOption = False, output: RowsOption = RowFormat.TABLE,
+                    children: Annotated[bool, Option("--children", help="the children of their present runs too, and "
+                                                     "theirs")] = False) -> int:
     """End instances without a result. A queued one never starts; a running callback is cancelled.
 
     \b
@@ -129,7 +133,7 @@ async def terminate(connection: Connection, ids: IdsArgument = None, workflow: W
       toque instances terminate latest --workflow census
       toque instances terminate --all --status waiting --dry-run
     """
-    verb = Verb("terminate", "terminated", Instance.terminate)
+    verb = Verb("terminate", "terminated", lambda handle: handle.terminate(children=children))
     return await _steer(connection, verb, selection(ids, every, workflow, status, APPLIES[verb.name]),
                         Manner(dry_run, yes, output))
 
