@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SWEEP_EVERY_S = 0.5
 DELETED_PER_RECORD = 1_000
+TOLD_WHEN_FOLDED = frozenset({"pause", "resume", "restart"})  # a status after them is read from the index
 DONE_MAX = 10_000  # requests that are remembered in memory
 
 Operation = Callable[[InstanceRequest], Awaitable[Answer]]
@@ -57,7 +58,8 @@ class Lifecycle:
                     await self._finder.clear_queue(request.workflow, request.id)
                 return self._ok()
             answer = await self.operations[name][1](request)
-            await self._store.flush()  # so that whoever has heard of it sees it, in lists too
+            if name in TOLD_WHEN_FOLDED:
+                await self._store.flush()
             if request.request and answer.code == "ok":
                 self._done[request.workflow, request.id, request.request] = None
                 while len(self._done) > DONE_MAX:
