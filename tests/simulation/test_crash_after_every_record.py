@@ -219,11 +219,11 @@ def _written(told: Told) -> Case:
 
 def _load(name: str) -> ModuleType:
     """A module of examples/, as `toque dev` loads it."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # msgspec looks its types up there
+    sys.modules[module.__name__] = module  # msgspec looks its types up there
     spec.loader.exec_module(module)
     return module
 
