@@ -112,7 +112,6 @@ class Replay:
             case r.ChildBegun():
                 self.children[step_of(record)] = record
             case r.ChildCreated():
-                self.tries.pop(step_of(record), None)
                 self.sleeping[step_of(record)] = record.due
             case r.AttemptFailed():
                 self.stuck = self.stuck and record.failure.type == INTERRUPTED_TYPE

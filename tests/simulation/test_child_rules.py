@@ -167,6 +167,43 @@ def test_an_end_is_told_again_until_it_is_acknowledged_and_counts_once(how: str)
     play(story)
 
 
+@pytest.mark.parametrize("loss", [DROP_BEFORE, LOSE_ANSWER])
+def test_an_end_is_acknowledged_only_when_the_parents_journal_has_it(loss: str):
+    """Closes: the parent's owner answers while the record is pending, and dies; the child is forgotten, its end lost."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(parent(6), leaf(world, step_s=5)))
+        await world.all_owned()
+        await world.client().create("boss", id="one")
+        await world.until(lambda: len(world.records(r.ChildCreated)) == 6, "it waits for its children")
+        await world.passes(1)
+        world.broker.fail_next(subjects.journal("main", world.station_of("one")), loss, times=3)
+        assert {world.station_of(record.id) for record in children_of(world)} != {world.station_of("one")}
+        for _ in range(400):
+            await world.passes(0.05)
+            assert len(world.records(r.Delivered)) <= len(world.records(r.ChildEnded))
+        assert len(world.records(r.Delivered)) == 6
+
+    play(story)
+
+
+def test_a_creation_that_was_deleted_since_is_no_other_ones():
+    """Closes: a started child with an id of its own has ended and is deleted before its parent knows that it was created;
+    the repeat of the creation asks for ever whether the id is its own (rules 14 and 15)."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(leaf(world)))
+        await world.all_owned()
+        await world.publish("leaf", "x", nonce="mine")
+        await world.client().handle("leaf", "x").result(timeout="1 minute")
+        await world.client().handle("leaf", "x").delete()
+
+        assert (await world.ask("exists", "leaf", "x", nonce="mine")).code == "ok"
+        assert (await world.ask("exists", "leaf", "x", nonce="another")).code == "not_found"
+
+    play(story)
+
+
 def test_an_end_is_kept_while_the_parents_owner_is_away_however_short_the_childs_retention_is():
     """Closes: the child's retention is over before its parent has heard of its end; it is deleted, and the parent waits
     for ever. Its retention begins when its end is told."""

@@ -241,6 +241,29 @@ def test_an_end_is_taken_once_though_the_parent_has_no_slot_yet():
     play(story)
 
 
+def test_an_end_for_a_resting_parent_waits_for_a_slot_over_a_change_of_owner(monkeypatch: pytest.MonkeyPatch):
+    """Closes: run() goes on without a slot; or the pod dies before there is one, and the next owner's index says that the
+    parent has nothing to do for a year."""
+
+    async def story() -> None:
+        host = EngineHost(One, evicts=False)
+        host.create()
+        (child,) = await created(host)
+        monkeypatch.setattr(host, "engine_called", lambda engine: None)  # no slot is free
+        monkeypatch.setattr(host, "_schedule_wake", lambda: None)
+        await host.end_child(child, 4)
+        await host.settle()
+        assert type(host.records[-1]) is r.ChildEnded, "it went on without a slot"
+        assert host.row is not None and host.row.status is r.Status.WAITING
+
+        monkeypatch.undo()
+        host.crash()
+        host.load()
+        assert await host.output() == 4
+
+    play(story)
+
+
 def test_an_end_during_a_pause_is_kept_for_its_end():
     """Closes: a paused parent goes on, or misses the end."""
 

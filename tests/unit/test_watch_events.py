@@ -182,3 +182,26 @@ def test_every_type_told_is_a_documented_one_and_each_payload_has_weight():
     tale.tell(r.AttemptFailed, DO, "a", 1, 1, 195, FAILURE, 1200, CONFIG, True)
     tale.tell(r.Woken)
     assert {event.type for event in tale.told} <= set(WATCH_TYPES)
+
+
+def test_a_child_tells_its_beginning_and_its_end_as_a_step():
+    """Its value or its error; a wait that timed out has no attempt to tell of."""
+    tale = Tale()
+    (begun,) = tale.tell(r.ChildBegun, r.StepKind.CHILD, "part", 1, "leaf", "a-1")
+    assert tale.types(r.ChildCreated, "part", 1, 5200) == []
+    (done,) = tale.tell(r.ChildEnded, "part", 1, 1, r.Status.COMPLETE, b"\x07")
+    (failed,) = tale.tell(r.ChildEnded, "part", 2, 1, r.Status.ERRORED, b"", FAILURE)
+    (late,) = tale.tell(r.StepFailed, r.StepKind.CHILD, "part", 3, 0, 225, FAILURE, True)
+
+    assert (begun.type, begun.kind, begun.step) == ("step_started", "child", "part")
+    assert (done.type, done.kind, bytes(done.value)) == ("step_completed", "child", b"\x07")
+    assert (failed.type, failed.error) == ("step_errored", ErrorView("ValueError", "no lines"))
+    assert late.type == "step_errored"
+
+
+def test_a_started_child_begins_once():
+    """Its record tells so before its attempt does."""
+    tale = Tale()
+    assert tale.types(r.ChildBegun, r.StepKind.START, "go", 1, "leaf", "a-1") == ["step_started"]
+    assert tale.types(r.StepDone, r.StepKind.START, "go", 1, 1, 195, b"\x80") == [
+        "attempt_started", "attempt_completed", "step_completed"]
