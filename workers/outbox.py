@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from toque._logging import get_logger
 from toque._protocol import ChildEndRequest, ErrorView, TerminateRequest
 from toque._requests import Deadline, Silence, StationAsker
+from toque.errors import ToqueError
 from toque.storage import records as r
 from toque.storage.family import Parent, child_nonce
 from toque.storage.fold import step_key
@@ -85,7 +86,11 @@ class Outbox:
 
     async def _see_to(self, entry: Entry) -> None:
         serial, errand, row = entry
-        told = await (self._tell_parent(serial) if errand is r.Errand.END else self._tell_children(serial))
+        try:
+            told = await (self._tell_parent(serial) if errand is r.Errand.END else self._tell_children(serial))
+        except ToqueError as error:  # the broker refuses something, say: it has another turn
+            _log.info("an errand could not be done", serial=serial, why=str(error))
+            told = False
         self._in_flight -= 1
         if told and self._station.may_admit():
             self.kick()

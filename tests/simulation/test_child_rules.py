@@ -187,6 +187,22 @@ def test_an_end_is_acknowledged_only_when_the_parents_journal_has_it(loss: str):
     play(story)
 
 
+def test_an_errand_that_the_broker_refuses_has_another_turn():
+    """Closes: an error that is no silence ends the task that tells, and its entry is under way for ever."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(parent(2), leaf(world, step_s=5)))
+        await world.all_owned()
+        handle = await world.client().create("boss", id="one")
+        await world.until(lambda: len(world.records(r.ChildCreated)) == 2, "it waits for its children")
+        world.broker.fail_next("$JS.API.STREAM.INFO.toque+main+control", "refuse:10008", times=4)
+
+        assert await handle.result(timeout="1 minute") == [0, 10]
+        await told(world)
+
+    play(story)
+
+
 def test_a_creation_that_was_deleted_since_is_no_other_ones():
     """Closes: a started child with an id of its own has ended and is deleted before its parent knows that it was created;
     the repeat of the creation asks for ever whether the id is its own (rules 14 and 15)."""

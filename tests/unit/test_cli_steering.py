@@ -159,6 +159,23 @@ def test_a_step_that_is_not_in_the_history_is_said_so(capsys):
     play(story)
 
 
+def test_children_are_taken_along_when_they_are_asked_for(monkeypatch):
+    """The call says so; without the option it says nothing of them."""
+    asked: list[bool] = []
+
+    async def terminate(handle: Any, *, children: bool = False) -> None:
+        asked.append(children)
+
+    async def story(connection: Any, place: Place) -> None:
+        monkeypatch.setattr("toque.client.Instance.terminate", terminate)
+        await steering.terminate(connection, ["w"], workflow="census", children=True)
+        await steering.terminate(connection, ["r"], workflow="census")
+
+        assert asked == [True, False]
+
+    play(story)
+
+
 # -- many --------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("command", "changed"), [

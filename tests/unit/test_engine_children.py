@@ -255,6 +255,7 @@ def test_an_end_for_a_resting_parent_waits_for_a_slot_over_a_change_of_owner(mon
         await host.settle()
         assert type(host.records[-1]) is r.ChildEnded, "it went on without a slot"
         assert host.row is not None and host.row.status is r.Status.WAITING
+        assert 0 < host.row.wake_at <= host.now_ms()
 
         monkeypatch.undo()
         host.crash()
