@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from toque import ChildFailed, Client, Step, Workflow, WorkflowEvent
+from toque import ChildFailed, Client, NonRetryableError, Step, Workflow, WorkflowEvent
 
 
 class Ship(Workflow[str, int], name="ship"):
@@ -18,7 +18,10 @@ class Ship(Workflow[str, int], name="ship"):
         return await step.do("weigh", self.weigh, event.payload)
 
     async def weigh(self, order: str) -> int:
-        return {"books": 900, "lamp": 2400, "seeds": 15}[order]
+        grams = {"books": 900, "lamp": 2400, "seeds": 15}.get(order)
+        if grams is None:
+            raise NonRetryableError(f"nobody knows how heavy it is: {order}")
+        return grams
 
 
 class Report(Workflow[list[str], None], name="report"):
@@ -35,7 +38,7 @@ class Batch(Workflow[list[str], list[str]], name="batch"):
             try:
                 grams = await step.run_workflow("ship", Ship, order, timeout="1 day")
             except ChildFailed as error:
-                return f"{order}: {error.error_type}"
+                return f"{order}: {error.error_message}"
             return f"{order}: {grams} g"
 
         lines = list(await asyncio.gather(*[one(order) for order in event.payload]))

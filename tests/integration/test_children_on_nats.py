@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -103,3 +104,29 @@ async def created(client: Client) -> bool:
 
 async def all_ended(client: Client) -> bool:
     return await counts(client) == {"complete": CHILDREN, "errored": 1}
+
+
+@pytest.mark.timeout(120)
+def test_the_example_runs_as_its_page_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """examples/order_batch.py: three orders are weighed, one is not, and the report is written."""
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "order_batch.py"))
+    flows = {name: example[name.title()] for name in ("ship", "report", "batch")}
+
+    async def main() -> None:
+        server = NatsServer(tmp_path / "nats")
+        await server.start()
+        try:
+            async with (pod(App(workflows=flows, lifespan=None, reference="test", files=[]), "a", tmp_path,
+                            NatsOptions(servers=(server.url,))), await Client.connect(server.url) as client):
+                await until(lambda: owned(client), "every station has an owner")
+                batch = await client.create(flows["batch"], ["books", "lamp", "moon", "seeds"])
+                lines = await batch.result(timeout="30 seconds")
+                report = next(step.child for step in (await batch.describe()).steps if step.name == "report")
+                await client.handle(*report.split("/")).result(timeout="30 seconds")
+        finally:
+            await server.stop()
+        assert [line.partition(":")[0] for line in lines] == ["books", "lamp", "moon", "seeds"]
+        assert lines[0] == "books: 900 g" and "nobody knows how heavy it is" in lines[2]
+        assert "seeds: 15 g" in capsys.readouterr().out
+
+    asyncio.run(main())
