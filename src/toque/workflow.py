@@ -298,8 +298,12 @@ class Step(Protocol):
                        id: str | None = None, retention: Retention | None = None) -> Future[Child]: ...
 
     @overload
-    def start_workflow(self, name: str, workflow: str | type[Workflow[Any, Any]], params: Any = None, /, *,
-                       id: str | None = None, retention: Retention | None = None) -> Future[Child]: ...
+    def start_workflow(self, name: str, workflow: type[Workflow[None, Any]], /, *, id: str | None = None,
+                       retention: Retention | None = None) -> Future[Child]: ...
+
+    @overload
+    def start_workflow(self, name: str, workflow: str, params: Any = None, /, *, id: str | None = None,
+                       retention: Retention | None = None) -> Future[Child]: ...
 
     def start_workflow(self, name: str, workflow: Any, params: Any = None, /, *, id: str | None = None,
                        retention: Retention | None = None) -> Any:
@@ -317,7 +321,7 @@ class Step(Protocol):
                      retention: Retention | None = None, timeout: Duration = CHILD_TIMEOUT_DEFAULT) -> Future[T]: ...
 
     @overload
-    def run_workflow(self, name: str, workflow: type[Workflow[Any, T]], params: Any = None, /, *, id: str | None = None,
+    def run_workflow(self, name: str, workflow: type[Workflow[None, T]], /, *, id: str | None = None,
                      retention: Retention | None = None, timeout: Duration = CHILD_TIMEOUT_DEFAULT) -> Future[T]: ...
 
     @overload

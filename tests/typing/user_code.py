@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, assert_type
 from toque import (
     Approval,
     BatchResult,
+    Child,
     Client,
     DeleteResult,
     Instance,
@@ -159,6 +160,9 @@ class Waiting(Workflow[None, int]):
         assert_type(report, FileReport)
         approval = await step.wait_for_approval("refund", timeout=timedelta(days=3))
         assert_type(approval, Approval)
+        assert_type(await step.run_workflow("once more", Waiting), int)
+        assert_type(await step.run_workflow("by name", "waits", 5), Any)
+        assert_type(await step.start_workflow("apart", Waiting, id="one"), Child)
         return len(report.lines)
 
 

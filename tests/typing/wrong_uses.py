@@ -34,6 +34,10 @@ class Wrong(Workflow[str, int]):
         await step.do("size", size_of, "a", retry=Retries())  # E: no such option
         await step.sleep("nap", 5)  # E: a bare number
         await step.sleep_until("later", "2030-01-01")  # E: a datetime
+        await step.run_workflow("child", Wrong, 5)  # E: its Params are a str
+        await step.start_workflow("child", Wrong)  # E: the params are missing
+        child: str = await step.run_workflow("child", Wrong, "a")  # E: its Result is an int
+        print(child)
         text: str = await step.do("size", size_of, "a")  # E: the result is an int
 
         @step.do("greet")
