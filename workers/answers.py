@@ -191,6 +191,9 @@ class Answers:
 
     async def _exists(self, request: InstanceRequest, json: bool) -> Answer:
         """Whether the id belongs to the creation of this nonce (protocol rule 14)."""
+        tomb = self._station.tombstone(request.workflow, request.id)
+        if tomb is not None and tomb.nonce and tomb.nonce == request.nonce:
+            return Answer(self._epoch)  # it was there, and somebody has deleted it since
         nonce = self._nonce(request)
         if nonce is None:
             message = await self._finder.queue_message(request.workflow, request.id)
@@ -342,6 +345,8 @@ class Answers:
         if report is not None and engine.end is None:
             view.progress = _raw(report.value, json)
         if engine.must_wait:
+            if engine.is_pausing:  # its callback has left, and the records of that are on their way
+                view.status = r.Status.WAITING_FOR_PAUSE.label
             return view
         if engine.end is not None:
             view.status = engine.end.status.label

@@ -150,11 +150,13 @@ class SousChef:
 
 
 def is_late(tomb: TombRow | None, message: Message) -> bool:
-    """Whether it is a late attempt of a creation whose instance was deleted (protocol rule 15)."""
+    """Whether it is a late attempt of a creation whose instance was deleted (protocol rule 15), or was stored while that
+    was there: then its creator may have heard that the id exists."""
     if tomb is None:
         return False
     nonce = message.header(subjects.NONCE_HEADER)
-    return nonce == tomb.nonce if nonce else message.time_ms <= tomb.deleted_at
+    again = bool(nonce) and nonce == tomb.nonce
+    return again or message.time_ms <= tomb.deleted_at
 
 
 def parse_retention(text: str) -> list[int]:

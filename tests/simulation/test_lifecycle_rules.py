@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from toque._subjects import journal_stream
 from toque.client import StepRef
 from toque.errors import InstanceEnded, InstanceExists, InstanceNotFound, OwnerAway, StepNotFound
 from toque.sim.checks import check_all, check_steps
@@ -454,5 +455,76 @@ def test_an_ended_instance_cannot_be_paused_or_resumed(operation):
 
         with pytest.raises(InstanceEnded, match="complete"):
             await getattr(handle, operation)()
+
+    play(story)
+
+
+# -- what clients are told ---------------------------------------------------------------------------------------------
+
+def test_a_creation_that_was_refused_never_runs_when_the_instance_is_deleted():
+    """Closes: a creator hears that the id exists, the instance is deleted and its owner dies: the next owner finds the
+    refused creation in the queue still, and runs it."""
+
+    async def story(world: World) -> None:
+        app = world.app(steps_workflow(world, steps=1, step_s=0.1))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        client = world.client()
+        handle = await client.create("work", 1, id="one")
+        await handle.result()
+        await world.until(lambda: not world.queued("work"), "its message is purged")
+        with pytest.raises(InstanceExists):
+            await client.create("work", 2, id="one")
+        await handle.delete()
+        a.kill()
+        await world.start_pod("b", app)
+        await world.all_owned()
+        await world.passes(5)
+
+        with pytest.raises(InstanceNotFound):
+            await handle.status()
+        assert len(world.records(r.Admitted)) == 1
+        assert await (await client.create("work", 3, id="one")).result() == 3
+
+    play(story)
+
+
+def test_a_creation_that_was_deleted_meanwhile_was_no_repeat():
+    """Closes: an instance is created, deleted and created by another before its first creator asks whether it was there:
+    that hears that the id existed before, and yet his creation had been run."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world, steps=1)))
+        await world.all_owned()
+        await world.publish("work", "one", nonce="n-1")
+        handle = world.client().handle("work", "one")
+        await handle.result()
+        await handle.delete()
+        assert (await world.ask("exists", "work", "one", nonce="n-1")).code == "ok"
+        await world.until(lambda: not world.queued("work"), "its message is purged")
+        await world.publish("work", "one", nonce="n-2")
+        await handle.result()
+
+        assert [(await world.ask("exists", "work", "one", nonce=nonce)).code for nonce in ("n-1", "n-2", "n-3")] == [
+            "ok", "ok", "exists"]
+
+    play(story)
+
+
+def test_an_acknowledged_pause_shows_while_the_last_result_is_on_its_way():
+    """Closes: the pause is acknowledged, the callback comes out while the journal takes no writes, and the instance is said
+    to be running again (S1)."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world, steps=2, step_s=2.0)))
+        await world.all_owned()
+        await world.publish("work", "one")
+        await world.until(lambda: world.history.entered("one", "s1"), "it is inside s1")
+        await world.client().handle("work", "one").pause()
+        world.broker.freeze_stream(journal_stream("main"))
+        await world.until(lambda: world.history.entered("one")[0].left_at, "it has left s1")
+        await world.passes(0.1)
+
+        assert await status_of(world, "work", "one") == "waitingForPause"
 
     play(story)
