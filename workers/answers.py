@@ -198,9 +198,11 @@ class Answers:
         if nonce is None:
             message = await self._finder.queue_message(request.workflow, request.id)
             nonce = message.header(subjects.NONCE_HEADER) if message else self._nonce(request)
+        if nonce is None and self._station.tombstone(request.workflow, request.id) is not None:
+            return Answer(self._epoch, "exists", f"instance {request.id!r} of {request.workflow!r} belonged to another "
+                                                 f"creation, and was deleted since: create it again")
         if nonce is None:
-            tomb = self._station.tombstone(request.workflow, request.id)
-            return Answer(self._epoch) if tomb and tomb.nonce == request.nonce else self._not_found(request)
+            return self._not_found(request)
         if nonce == request.nonce:
             return Answer(self._epoch)
         return Answer(self._epoch, "exists", f"instance {request.id!r} of {request.workflow!r} belongs to another "

@@ -528,3 +528,26 @@ def test_an_acknowledged_pause_shows_while_the_last_result_is_on_its_way():
         assert await status_of(world, "work", "one") == "waitingForPause"
 
     play(story)
+
+
+def test_a_creation_that_met_an_instance_which_is_deleted_now_is_told_so():
+    """Closes: it is stored while the old instance is there, that is deleted, and both creations leave the queue: its creator
+    is told "not found" until it gives up, and does not know that it never ran (rule 14)."""
+
+    async def story(world: World) -> None:
+        await world.start_pod("a", world.app(steps_workflow(world, steps=1, step_s=0.1)))
+        await world.all_owned()
+        handle = await world.client().create("work", 1, id="one")
+        await handle.result()
+        await world.passes(15)  # its message is purged
+        await world.publish("work", "one", nonce="n-2")
+        await world.passes(1)
+        await handle.delete()
+
+        asked = await world.ask("exists", "work", "one", nonce="n-2")
+        assert asked.code == "exists"
+        assert "deleted since" in asked.message
+        await world.passes(20)
+        assert world.history.times("one", "s1") == 1
+
+    play(story)
