@@ -194,6 +194,8 @@ class Answers:
         tomb = self._station.tombstone(request.workflow, request.id)
         if tomb is not None and tomb.nonce and tomb.nonce == request.nonce:
             return Answer(self._epoch)  # it was there, and somebody has deleted it since
+        if (request.workflow, request.id) in self._station.deleting:
+            raise Unavailable("the instance is being deleted")  # soon it is seen whether what came was refused
         nonce = self._nonce(request)
         if nonce is None:
             message = await self._finder.queue_message(request.workflow, request.id)
@@ -347,8 +349,7 @@ class Answers:
         if report is not None and engine.end is None:
             view.progress = _raw(report.value, json)
         if engine.must_wait:
-            if engine.is_pausing:  # its callback has left, and the records of that are on their way
-                view.status = r.Status.WAITING_FOR_PAUSE.label
+            view.status = engine.accepted_status.label
             return view
         if engine.end is not None:
             view.status = engine.end.status.label

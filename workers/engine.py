@@ -49,10 +49,10 @@ class Engine:
     """One instance in memory. Made by its SousChef; see the module for its rules."""
 
     __slots__ = ("__weakref__", "_attempts", "_binding", "_blocked_before", "_cancelled", "_main", "_new", "_open",
-                 "_outcomes", "_pause_number", "_replay", "_replaying", "_unawaited", "_wary", "admitted", "admitting",
-                 "blocked", "children", "closed", "end", "ended", "events", "flow", "has_slot", "host", "inside",
-                 "leaving", "loop", "paused", "pausing", "progress", "recorded", "resting", "run", "seq", "serial",
-                 "starts_when_accepted", "threads_inside", "unaccepted", "waits")
+                 "_outcomes", "_pause_number", "_paused_number", "_replay", "_replaying", "_unawaited", "_wary",
+                 "admitted", "admitting", "blocked", "children", "closed", "end", "ended", "events", "flow", "has_slot",
+                 "host", "inside", "leaving", "loop", "paused", "pausing", "progress", "recorded", "resting", "run",
+                 "seq", "serial", "starts_when_accepted", "threads_inside", "unaccepted", "waits")
 
     def __init__(self, host: Host, flow: type[Workflow[Any, Any]], serial: int, replay: Replay) -> None:
         assert replay.admitted is not None
@@ -74,7 +74,7 @@ class Engine:
         self.blocked = ""  # why it is held, when its code does not fit its history
         self.pausing = replay.pausing  # somebody asked for a pause: nothing is entered, fired or handed out
         self.paused = replay.paused  # the record that says so is written
-        self._pause_number = 0  # which of the records made here asked for the pause; 0 = none of them
+        self._pause_number = self._paused_number = 0  # which records made here asked for it, and made it; 0 = none
         self.starts_when_accepted = False  # it has a slot, and waits for its last record
         self.resting = False  # only far timers are left, and the record that says so is written
         self.loop = InstanceLoop()  # type: ignore[abstract]  # what is missing is refused at run time
@@ -138,9 +138,13 @@ class Engine:
         return self.recorded - self.unaccepted
 
     @property
-    def is_pausing(self) -> bool:
-        """Whether the record that asks for its pause is accepted, whatever follows it."""
-        return self.pausing and self._pause_number <= self.accepted_to
+    def accepted_status(self) -> r.Status:
+        """Of a live instance: how it stands by the records that are accepted, whatever follows them."""
+        if self.paused and self._paused_number <= self.accepted_to:
+            return r.Status.PAUSED
+        if self.pausing and self._pause_number <= self.accepted_to:
+            return r.Status.WAITING_FOR_PAUSE
+        return r.Status.RUNNING
 
     @property
     def handing_out(self) -> bool:
@@ -235,6 +239,7 @@ class Engine:
 
     def _pause_now(self, request: str = "") -> None:
         self.paused = True
+        self._paused_number = self.recorded + 1
         self.record(r.Paused(self.serial, self.run, self.seq + 1, self.now_ms(), request))
 
     def start_when_accepted(self) -> None:

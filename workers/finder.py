@@ -35,7 +35,8 @@ class Finder:
                 or await self.loaded(workflow, instance_id))
 
     async def loaded(self, workflow: str, instance_id: str) -> Engine | r.Status | None:
-        """Of an instance that was admitted; None if there is none. Raises Unavailable while one is on its way out."""
+        """Of an instance that was admitted; None if there is none. Raises Unavailable while one is on its way out,
+        or is being deleted."""
         key = (workflow, instance_id)
         engine = await self._in_memory(key)
         if engine is not None:
@@ -43,7 +44,9 @@ class Finder:
             return engine.end.status if told and engine.end is not None else engine
         serial = self._context.store.find(self._station.id, *key)
         row = self._context.store.row(self._station.id, serial) if serial is not None else None
-        if row is None or serial is None or key in self._station.deleting:
+        if row is not None and key in self._station.deleting:
+            raise Unavailable("the instance is being deleted")  # not before that is accepted it is gone
+        if row is None or serial is None:
             return None
         return row.status if row.status.ended else self._station.load_engine(serial)
 

@@ -551,3 +551,26 @@ def test_a_creation_that_met_an_instance_which_is_deleted_now_is_told_so():
         assert world.history.times("one", "s1") == 1
 
     play(story)
+
+
+def test_an_instance_is_there_until_its_deletion_is_accepted():
+    """Closes: an event hears "not found" while the deletion is on its way, the deletion never lands, and the instance goes
+    on (protocol rule 16)."""
+
+    async def story(world: World) -> None:
+        app = world.app(sleeper_workflow(world, nap="1 hour"))
+        a = await world.start_pod("a", app)
+        await world.all_owned()
+        await world.publish("nap", "one")
+        await world.until(lambda: world.records(r.SleepStarted), "it sleeps")
+        handle = world.client().handle("nap", "one")
+        world.broker.freeze_stream(journal_stream("main"))
+        deleting = asyncio.ensure_future(handle.delete(timeout="2 seconds"))
+        await world.passes(0.5)
+        with pytest.raises(OwnerAway):
+            await handle.send_event("a", 1, timeout="1 second")
+        with pytest.raises(OwnerAway):
+            await deleting
+        a.kill()
+
+    play(story)

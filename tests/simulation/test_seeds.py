@@ -17,6 +17,7 @@ import toque
 from toque.sim import plan as p
 from toque.sim.draw import FAULTS_MIN, INSTANCES, draw_plan
 from toque.sim.play import play_plan
+from toque.sim.steering import draw_steering, play_steering
 from toque.sim.sweep import play_result, shrink
 from toque.sim.verdicts import describe
 
@@ -27,6 +28,7 @@ import logging, sys
 logging.disable(logging.CRITICAL)
 from toque.sim.draw import draw_plan
 from toque.sim.play import play_plan
+from toque.sim.steering import draw_steering, play_steering
 print(*(play_plan(draw_plan(seed)).digest for seed in range(1, 6)))
 """
 
@@ -37,6 +39,14 @@ def test_a_seed_holds(seed):
     outcome = play_plan(draw_plan(seed))
 
     assert not outcome.broken, f"python -m toque.sim run --seed {seed} --trace\n{describe(outcome.broken)}"
+
+
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_a_steered_seed_holds(seed):
+    """Concurrent clients create, pause, resume, restart, terminate, delete and send events: the model allows all of it."""
+    outcome = play_steering(draw_steering(seed))
+
+    assert not [verdict for verdict in outcome.broken if verdict.broken], describe(outcome.broken)
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""The simulator's command line: `python -m toque.sim run|sweep|shrink`. See docs/simulator.md."""
+"""The simulator's command line: `python -m toque.sim run|sweep|steer|shrink`. See docs/simulator.md."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from toque.sim import verdicts
 from toque.sim.draw import draw_plan
 from toque.sim.plan import Plan, read_plan, to_json
 from toque.sim.play import play_plan
+from toque.sim.steering import draw_steering, play_steering, steer_seed
 from toque.sim.sweep import Result, play_result, quiet, shrink, summarise, sweep
 
 OK, VIOLATED, BLIND, USAGE = 0, 1, 3, 2
@@ -28,12 +29,18 @@ def main(arguments: list[str] | None = None) -> int:
     many = commands.add_parser("sweep", help="play many seeds")
     many.add_argument("--seeds", type=_seeds, default=range(1, 501), metavar="A-B")
     many.add_argument("--jobs", type=_jobs, default=2)
+    steered = commands.add_parser("steer", help="play many seeds of clients that steer a few instances, against a model")
+    steered.add_argument("--seeds", type=_seeds, default=range(1, 501), metavar="A-B")
+    steered.add_argument("--jobs", type=_jobs, default=2)
+    steered.add_argument("--trace", action="store_true", help="print everything that happened in the first one, only")
     smaller = commands.add_parser("shrink", help="find the smallest plan that breaks the same")
     _add_plan(smaller)
     options = parser.parse_args(arguments)
     quiet()
     if options.command == "sweep":
         return _sweep(options.seeds, options.jobs)
+    if options.command == "steer":
+        return _steer(options.seeds, options.jobs, trace=options.trace)
     try:
         plan = read_plan(options.plan) if options.plan else draw_plan(options.seed)
     except (OSError, msgspec.MsgspecError) as error:
@@ -89,6 +96,23 @@ def _sweep(seeds: range, jobs: int) -> int:
     if summary.failed:
         return VIOLATED
     return BLIND if unseen and summary.seeds >= SEEDS_FOR_COUNTERS else OK
+
+
+def _steer(seeds: range, jobs: int, *, trace: bool) -> int:
+    if trace:
+        outcome = play_steering(draw_steering(seeds.start))
+        print("\n".join(outcome.trace), verdicts.describe(outcome.verdicts), sep="\n")
+        return VIOLATED if outcome.broken else OK
+    summary = summarise(sweep(seeds, jobs=jobs, play=steer_seed), _tell_steered)
+    print(f"{summary.seeds} seeds in {summary.seconds:.0f} s, {len(summary.failed)} failed")
+    for what, count in sorted(summary.counts.items()):
+        print(f"  {count:8} {what}")
+    return VIOLATED if summary.failed else OK
+
+
+def _tell_steered(result: Result) -> None:
+    print(f"seed {result.seed} broke {', '.join(result.broken)}; repeat: python -m toque.sim steer --seeds {result.seed} "
+          f"--trace\n{result.told}", flush=True)
 
 
 def _tell(result: Result) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -59,28 +60,28 @@ def result_of(outcome: Outcome) -> Result:
                   verdicts.describe(broken), outcome.counts)
 
 
-def play_chunk(seeds: list[int]) -> list[Result]:
+def play_chunk(seeds: list[int], play: Callable[[int], Result] = play_seed) -> list[Result]:
     """Play some seeds. Garbage is collected after the last only: a run makes many objects and little garbage."""
     quiet()
     gc.freeze()  # what there is before stays
     gc.disable()
     try:
-        return [play_seed(seed) for seed in seeds]
+        return [play(seed) for seed in seeds]
     finally:
         gc.enable()
         gc.collect()
 
 
-def sweep(seeds: Iterable[int], *, jobs: int) -> Iterator[Result]:
-    """Play the seeds, `jobs` at a time; results come in the order of the seeds."""
+def sweep(seeds: Iterable[int], *, jobs: int, play: Callable[[int], Result] = play_seed) -> Iterator[Result]:
+    """Play the seeds, `jobs` at a time; results come in the order of the seeds. `play` is a module's function."""
     wanted = list(seeds)
     chunks = [wanted[start:start + CHUNK] for start in range(0, len(wanted), CHUNK)]
     if jobs == 1:
         for chunk in chunks:
-            yield from play_chunk(chunk)
+            yield from play_chunk(chunk, play)
         return
     with ProcessPoolExecutor(jobs) as pool:
-        for results in pool.map(play_chunk, chunks):
+        for results in pool.map(partial(play_chunk, play=play), chunks):
             yield from results
 
 

@@ -17,6 +17,8 @@ from toque._subjects import StationId
 from toque.chaos.history import Op
 from toque.chaos.ledger import Entry
 from toque.storage import records as r
+from toque.storage.journal import decode_group, header_of
+from toque.storage.ports import Message
 
 
 class Trace:
@@ -37,6 +39,11 @@ class Trace:
     def journal(self, station: StationId, sequence: int, header: r.GroupHeader, records: Sequence[Any]) -> None:
         told = " ".join(f"{type(record).__name__}({record.serial})" for record in records)
         self.note(f"journal {station} #{sequence} [{header.epoch} {header.session} {header.group} {header.crc:08x}] {told}")
+
+    def message(self, message: Message) -> None:
+        """A group as the journal holds it."""
+        station = StationId.parse(message.subject.split(".", 3)[3])
+        self.journal(station, message.sequence, header_of(message), decode_group(message))
 
     def history(self, line: Entry | Op) -> None:
         if isinstance(line, Op):
