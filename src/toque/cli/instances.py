@@ -227,7 +227,8 @@ def _plain(view: DescribeView) -> dict[str, Any]:
 def _fields(view: InstanceView | StepView) -> dict[str, Any]:
     fields = msgspec.structs.asdict(view)
     times = {name: _time(fields[name]) for name in TIME_FIELDS & fields.keys()}
-    return {**fields, **times, "output": _decoded(view.output)}
+    payloads = {name: _decoded(value) for name, value in fields.items() if isinstance(value, msgspec.Raw)}
+    return {**fields, **times, **payloads}
 
 
 def _decoded(raw: msgspec.Raw) -> Any:
