@@ -117,7 +117,8 @@ def check_regrants(ledger: Ledgered, losses: Sequence[Bereaved], *, within_s: fl
                    created_ns: Mapping[InstanceKey, int]) -> Verdict:
     """After the loss of a Gatekeeper slots are granted again within the bound, where there is work for them.
 
-    `created_ns`: when each instance was acknowledged. A loss after which the others' slots were enough is not judged.
+    `created_ns`: when each instance was acknowledged. A loss after which the others' slots were enough is not judged, nor
+    one that is followed by another death within the bound, before slots were granted: what that pod held is not free yet.
     """
     verdict = Verdict("R5g", f"after a Gatekeeper's loss grants went on within {within_s:g} s")
     found: list[float] = []
@@ -125,6 +126,8 @@ def check_regrants(ledger: Ledgered, losses: Sequence[Bereaved], *, within_s: fl
         gap_s = regrant_s(ledger, loss)
         if gap_s is not None and gap_s <= within_s:
             found.append(gap_s)
+        elif any(kill.pid != loss.pid and 0 < kill.at_ns - loss.at_ns < within_s * 1e9 for kill in ledger.kills):
+            continue
         elif _in_demand(ledger, loss, within_s, created_ns) > loss.held_by_others:
             when = "were not granted again" if gap_s is None else f"were granted again after {gap_s:.2f} s only"
             verdict.violated(f"after the loss of process {loss.pid} slots {when}")

@@ -45,6 +45,21 @@ def test_grants_that_come_late_or_never_break_it_where_there_was_work_for_them()
     assert (created_later.broken, created_later.checked) == (0, 0)
 
 
+def test_a_loss_that_another_death_follows_is_not_judged_but_its_own_entry_is_no_other_death():
+    """What the second pod held is not free within the bound of the first; the loss itself stands among the kills, too."""
+    waiting = (visit("c", "hash", 2, 21, 22), visit("d", "hash", 2, 22, 23))
+    loss = Bereaved(pid=1, at_ns=10 * S, held_by_others=1)
+    created = {key("c"): 8 * S, key("d"): 8 * S}
+    late = ledger(visit("b", "hash", 2, 9, 21.5), *waiting)
+
+    def judged(*kills: Kill) -> int:
+        return check_regrants(replace(late, kills=list(kills)), [loss], within_s=9, created_ns=created).broken
+
+    assert judged(Kill(1, "a", 10 * S + 1)) == 1
+    assert judged(Kill(1, "a", 10 * S + 1), Kill(3, "c", 15 * S)) == 0
+    assert judged(Kill(3, "c", 20 * S)) == 1
+
+
 def test_the_first_callback_after_the_brokers_return_is_bounded():
     """Counted from when it answered again."""
     visits = (visit("a", "hash", 1, 9, 10), visit("a", "measure", 1, 14, 15))
